@@ -1,0 +1,82 @@
+"""The command ``dpok``: its commands are mounted here, and errors become one line."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from dpok_cli import __version__
+from dpok_cli.commands import rewards, sample, train_rl
+from dpok_cli.console import out, say
+from dpok_cli.errors import DpokError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train-rl")(train_rl.train_rl)
+app.command("sample")(sample.sample)
+app.add_typer(rewards.app, name="rewards")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"dpok {__version__}", out)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def dpok(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Fine-tune text-to-image diffusion models from a reward.
+
+    Start with: dpok train-rl --prompt "a green colored rabbit"
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; an error is one line on stderr.
+
+    0 is success, 1 a failure, 2 input that cannot be used, 130 an interrupt. With ``DPOK_DEBUG=1``
+    the traceback comes before the line.
+    """
+    try:
+        return app(list(arguments), prog_name="dpok", standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        return 130
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        advice = f" See {context.command_path} --help." if context else ""
+        return _fail(f"{error.format_message().rstrip('.')}.{advice}", error.exit_code)
+    except DpokError as error:
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        hint = "" if _debugging() else " (set DPOK_DEBUG=1 for the traceback)"
+        return _fail(f"{type(error).__name__}: {error}{hint}", 1)
+
+
+def _fail(message: str, exit_code: int) -> int:
+    if _debugging():
+        traceback.print_exc()
+    say(f"Error: {' '.join(message.split())}")
+    return exit_code
+
+
+def _debugging() -> bool:
+    return os.environ.get("DPOK_DEBUG", "") not in ("", "0")
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))

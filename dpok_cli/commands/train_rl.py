@@ -1,0 +1,106 @@
+"""`dpok train-rl`: fine-tune by online RL, and show how it goes."""
+
+import shlex
+from typing import Any
+
+from dpok_cli import console, options
+from dpok_cli.allocator import keep_freed_memory
+from dpok_cli.config import TrainRLConfig, to_toml
+from dpok_cli.errors import InputError
+
+
+@options.config_flags(TrainRLConfig)
+def train_rl(
+    *,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    print_config: options.PrintConfig = False,
+    prompts_file: options.PromptsFile = None,
+    category: options.Category = None,
+    quiet: options.Quiet = False,
+    **flags: Any,
+) -> None:
+    """Fine-tune a text-to-image model with LoRA, from a reward, by online RL (DPOK).
+
+    Presets: tiny (the bundled model, minutes on a CPU; its values are the defaults below), sd15
+    (the paper's run on Stable Diffusion v1.5, one prompt) and sd15-multi (many prompts).
+
+    Example: dpok train-rl --prompt "a green colored rabbit"
+    """
+    settings = options.resolve(
+        TrainRLConfig,
+        flags,
+        preset=preset,
+        file=config,
+        prompts_file=prompts_file,
+        category=category,
+    )
+    if print_config:
+        console.say(to_toml(settings).rstrip(), console.out)
+        return
+    if not settings.prompts:
+        raise InputError(
+            'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
+        )
+    _train(settings, quiet, is_default=not (preset or config or flags["model"]))
+
+
+def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
+    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.source import check_source
+    from dpok_cli.rewards.manager import build
+
+    # What can be refused without torch is refused before it is imported.
+    check_source(settings.model)
+    build(settings.rewards)
+    RunFolder.check_free(settings)
+
+    if not quiet:
+        if is_default:
+            console.say(
+                "Using the bundled tiny model; --preset sd15 is the paper's run on Stable"
+                " Diffusion v1.5."
+            )
+        console.say(batch_arithmetic(settings))
+
+    keep_freed_memory()
+    from dpok_cli.engine.compare import compare
+    from dpok_cli.engine.model import load
+    from dpok_cli.engine.plots import plot_metrics
+    from dpok_cli.engine.train_rl import train_rl as rounds
+
+    model = load(settings)
+    reward = build(settings.rewards, model.device)
+    run = RunFolder.create(settings, "train-rl")
+    if not quiet:
+        console.say(f"Run folder: {run.path}")
+    try:
+        with console.TrainingView(settings, quiet) as view:
+            for record in rounds(settings, model, reward, run):
+                view.show(record)
+    except KeyboardInterrupt:
+        console.say(f"Interrupted; what was reached is in {run.path}.")
+        raise
+    finally:
+        if history := run.history():
+            plot_metrics(history, run.plots / "metrics.png")
+    summary = compare(model, reward, settings, run)
+    if summary["before"]:
+        console.out.print(console.before_after_table(summary["before"], summary["after"]))
+    console.say(f"Adapter: {run.adapter}", console.out)
+    console.say(f"Next: dpok sample --run {shlex.quote(str(run.path))} --before", console.out)
+
+
+def batch_arithmetic(settings: TrainRLConfig) -> str:
+    """Say in words what is drawn and what is trained on in a round."""
+    images, steps = settings.samples_per_round, settings.num_inference_steps
+    update = settings.batch_size * settings.gradient_accumulation
+    parts = f" ({settings.batch_size} x {settings.gradient_accumulation})"
+    buffer = f", drawn from the last {settings.buffer_size}" if settings.buffer_size else ""
+    return (
+        f"A round: {images} images x {steps} steps; {settings.transitions_per_round} of"
+        f" {images * steps} transitions{buffer}, in {settings.updates_per_round} updates of"
+        f" {update}{parts if settings.gradient_accumulation > 1 else ''}."
+        f" Rounds: {settings.rounds}, with {settings.rounds * images} images and"
+        f" {settings.rounds * settings.updates_per_round} updates in all."
+    )

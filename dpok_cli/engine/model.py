@@ -1,0 +1,205 @@
+"""The diffusion model: a Stable Diffusion pipeline, its LoRA adapter, and the frozen reference.
+
+Policy and reference share one UNet: the reference is the UNet with the adapter switched off.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.source import ADAPTER_FILE, check_adapter, check_source, locate
+from dpok_cli.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ADAPTER = "default"
+
+
+class DiffusionModel:
+    """A text-to-image model as the engine sees it: prompts to embeddings to latents to images."""
+
+    def __init__(self, pipeline: StableDiffusionPipeline, height: int = 0, width: int = 0):
+        """Wrap a pipeline; ``height`` and ``width`` are in pixels, 0 for the model's own size."""
+        self.pipeline = pipeline
+        #: What a forward goes through; a training loop puts what accelerate prepared here.
+        self.unet: nn.Module = pipeline.unet
+        self.scheduler = DDIMScheduler.from_config(
+            # A scheduler without the key never clipped, while DDIM's default is to clip.
+            {"clip_sample": False} | dict(pipeline.scheduler.config)
+        )
+        scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        self.latent_shape = (
+            pipeline.unet.config.in_channels,
+            height // scale or own_height,
+            width // scale or own_width,
+        )
+        #: UNet batch rows so far, guidance counted twice.
+        self.unet_rows = 0
+        self._negative: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.unet.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Tensor:
+        """Return embeddings (B, L, D) of the prompts, and keep the negative prompt's for guidance."""
+        texts = [*prompts, negative_prompt]
+        embeds, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
+        self._negative = embeds[-1:]
+        return embeds[:-1]
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, guidance_scale: float
+    ) -> Tensor:
+        """Return the guided output (B, C, H, W) for latents (B, C, H, W) at timesteps (B,).
+
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) takes both halves through
+        the UNet at once; a ``guidance_scale`` of 1 or less is none. ``encode`` comes first.
+        """
+        dtype = self.pipeline.unet.dtype
+        guided = guidance_scale > 1
+        if guided:
+            assert self._negative is not None
+            negative = self._negative.expand(len(prompt_embeds), -1, -1)
+            prompt_embeds = torch.cat([negative, prompt_embeds])
+            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
+        self.unet_rows += len(latents)
+        output = self.unet(latents.to(dtype), timesteps, prompt_embeds.to(dtype)).sample.float()
+        if guided:
+            without, with_prompt = output.chunk(2)
+            output = without + guidance_scale * (with_prompt - without)
+        return output
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, batch_size: int = 8) -> Tensor:
+        """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w)."""
+        vae = self.pipeline.vae
+        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
+        images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
+        return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+
+    def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+        """Add a LoRA (Hu et al. 2021) that changes nothing yet; ``alpha`` 0 is ``rank``.
+
+        Raises InputError if no layer of the UNet is called like any of ``targets``.
+        """
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha or rank,
+            target_modules=list(targets),
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            try:
+                self.pipeline.unet.add_adapter(config, adapter_name=ADAPTER)
+            except ValueError as error:
+                raise InputError(
+                    f"lora_targets {', '.join(targets)}: the UNet has no such layers."
+                ) from error
+        for parameter in self.adapter_parameters():
+            parameter.data = parameter.data.float()  # optimizers need them in float32
+
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """The adapter's weights, the only ones that training changes."""
+        named = self.pipeline.unet.named_parameters()
+        return [parameter for name, parameter in named if ".lora_" in name]
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Be the pre-trained model for as long as the block runs."""
+        self.pipeline.unet.disable_adapters()
+        try:
+            yield
+        finally:
+            self.pipeline.unet.enable_adapters()
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as diffusers' ``load_lora_weights`` takes it."""
+        unet = self.pipeline.unet
+        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+        config = unet.peft_config[ADAPTER].to_dict()
+        StableDiffusionPipeline.save_lora_weights(
+            folder,
+            unet_lora_layers=weights,
+            weight_name=ADAPTER_FILE,
+            unet_lora_adapter_metadata={
+                key: sorted(value) if isinstance(value, set) else value
+                for key, value in config.items()
+                if key in ("r", "lora_alpha", "target_modules")
+            },
+        )
+
+
+def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
+    """Load a pipeline by hub id or folder, frozen, in the config's precision and on its device.
+
+    ``adapter`` is a folder or file of LoRA weights to put on. Raises InputError where either cannot
+    be loaded, saying why.
+    """
+    check_source(config.model)
+    if adapter is not None:
+        check_adapter(adapter)
+    source = locate(config.model)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source,
+            torch_dtype=DTYPES[config.precision],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError, EnvironmentError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"Cannot load the model {config.model}: {_first_line(error)}"
+            " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"
+            " that this machine has or can download."
+        ) from error
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    pipeline.vae.float()  # half precision overflows in SD's decoder
+    pipeline.to(device_of(config.device))
+    if adapter is not None:
+        _put_on(pipeline, adapter)
+    return DiffusionModel(pipeline, config.height, config.width)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a name stands for; "auto" is what accelerate finds."""
+    from accelerate import PartialState
+
+    if name == "auto":
+        return PartialState().device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device = {name!r}: {_first_line(error)}") from error
+
+
+def _put_on(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
+    folder, name = (adapter, ADAPTER_FILE) if adapter.is_dir() else (adapter.parent, adapter.name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pipeline.load_lora_weights(folder, weight_name=name, adapter_name=ADAPTER)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"The adapter {adapter} does not fit this model: {_first_line(error)}"
+            " Give --model the model that it was trained on."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:") + "."

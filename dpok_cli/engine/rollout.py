@@ -1,0 +1,142 @@
+"""Rollouts: the policy draws images, and its transitions are kept to learn from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.policy import Denoising, log_prob
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """M samples and the way to them; latents are float32, as the log-probs were taken of them."""
+
+    prompt: Tensor  # (M,) long: which of the run's prompts
+    latents: Tensor  # (M, K + 1, C, H, W): x_T, ..., x_0
+    log_prob: Tensor  # (M, K); 0 where a step is deterministic
+    images: Tensor  # (M, 3, H, W) in [0, 1]
+
+    @staticmethod
+    def cat(parts: Sequence["Trajectories"]) -> "Trajectories":
+        return Trajectories(
+            *(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(parts[0]))
+        )
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """N single steps of trajectories, in any order."""
+
+    latents: Tensor  # (N, C, H, W): x_t
+    next_latents: Tensor  # (N, C, H, W): x_{t-1}
+    step: Tensor  # (N,) long: which of the K denoising steps
+    prompt: Tensor  # (N,) long
+    log_prob: Tensor  # (N,): under the policy that drew it
+    reward: Tensor  # (N,): of the trajectory's image
+    advantage: Tensor  # (N,)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def __getitem__(self, rows: Tensor | slice) -> "Transitions":
+        return Transitions(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    @staticmethod
+    def cat(parts: Sequence["Transitions"]) -> "Transitions":
+        return Transitions(
+            *(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(parts[0]))
+        )
+
+
+def denoise(
+    model: DiffusionModel,
+    denoising: Denoising,
+    prompt_embeds: Tensor,
+    seeds: Sequence[int],
+    guidance_scale: float,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draw one sample a seed, yielding x_T and then each x_{t-1} with its mean and sigma.
+
+    Yields (latents, mean, std), float32 (B, C, H, W) twice and (B, 1, 1, 1). Every sample has its
+    own random numbers, so it does not depend on the batch it is drawn in; they come in the order
+    of ``StableDiffusionPipeline`` given one CPU generator a sample.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape, device = model.latent_shape, prompt_embeds.device
+
+    def noise() -> Tensor:
+        drawn = [torch.randn(shape, generator=generator) for generator in generators]
+        return torch.stack(drawn).to(device)
+
+    latents = noise()
+    yield latents, latents, torch.ones(len(latents), 1, 1, 1, device=device)
+    for index in range(len(denoising)):
+        step = torch.full((len(latents),), index, device=device)
+        output = model.predict(latents, denoising.timesteps[step], prompt_embeds, guidance_scale)
+        mean, std = denoising.distribution(output, latents, step)
+        latents = mean + std * noise() if bool(denoising.std[index] > 0) else mean
+        yield latents, mean, std
+
+
+@torch.no_grad()
+def rollout(
+    model: DiffusionModel,
+    denoising: Denoising,
+    prompt_embeds: Tensor,
+    prompt: Tensor,
+    seeds: Sequence[int],
+    guidance_scale: float,
+    batch_size: int,
+) -> Trajectories:
+    """Draw one trajectory a seed; ``prompt`` (M,) are rows of ``prompt_embeds`` (P, L, D)."""
+    parts = []
+    stochastic = set(denoising.stochastic.tolist())
+    for start in range(0, len(seeds), batch_size):
+        rows = prompt[start : start + batch_size]
+        steps = denoise(
+            model,
+            denoising,
+            prompt_embeds[rows],
+            seeds[start : start + batch_size],
+            guidance_scale,
+        )
+        path, log_probs = [next(steps)[0]], []
+        for index, (latents, mean, std) in enumerate(steps):
+            path.append(latents)
+            likely = log_prob(latents, mean, std) if index in stochastic else torch.zeros_like(std)
+            log_probs.append(likely.flatten())
+        images = model.decode(path[-1])
+        parts.append(Trajectories(rows, torch.stack(path, 1), torch.stack(log_probs, 1), images))
+    return Trajectories.cat(parts)
+
+
+def transitions(
+    trajectories: Trajectories,
+    rewards: Tensor,
+    advantages: Tensor,
+    stochastic: Tensor,
+    fraction: float,
+    generator: torch.Generator,
+) -> Transitions:
+    """Take a share of each trajectory's stochastic steps, drawn anew for each trajectory.
+
+    ``rewards`` and ``advantages`` are (M,); ``stochastic`` holds the steps to choose from;
+    ``fraction`` is in (0, 1], and at least one step a trajectory is taken.
+    """
+    samples = len(rewards)
+    kept = max(1, round(fraction * len(stochastic)))
+    order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)
+    step = stochastic[order[:, :kept].to(stochastic.device)].flatten()  # (M * kept,)
+    sample = torch.arange(samples, device=step.device).repeat_interleave(kept)
+    return Transitions(
+        latents=trajectories.latents[sample, step],
+        next_latents=trajectories.latents[sample, step + 1],
+        step=step,
+        prompt=trajectories.prompt[sample],
+        log_prob=trajectories.log_prob[sample, step],
+        reward=rewards[sample],
+        advantage=advantages[sample],
+    )

@@ -1,0 +1,107 @@
+"""The run folder: what a run was asked, what it measured and what it made."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from dpok_cli.config import TrainRLConfig, to_toml
+from dpok_cli.errors import InputError
+
+
+class RunFolder:
+    """``runs/NAME``: config.toml, metrics.jsonl, summary.json, adapter/, samples/ and plots/."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.toml"
+        self.metrics = path / "metrics.jsonl"
+        self.summary = path / "summary.json"
+        self.adapter = path / "adapter"
+        self.samples = path / "samples"
+        self.plots = path / "plots"
+
+    @staticmethod
+    def check_free(config: TrainRLConfig) -> None:
+        """Raise InputError if the config names a run folder that is there and not empty."""
+        path = Path(config.runs_dir) / config.name
+        if config.name and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is there already. Give --name another name, or remove it.")
+
+    @classmethod
+    def create(cls, config: TrainRLConfig, command: str) -> "RunFolder":
+        """Make the folder and write the resolved config; a run without a name gets the date's.
+
+        Raises InputError if it is there already, or cannot be made.
+        """
+        cls.check_free(config)
+        try:
+            path = _make(Path(config.runs_dir), config.name or f"{_now()}-{command}", config.name)
+        except OSError as error:
+            raise InputError(
+                f"Cannot make a run folder in {config.runs_dir}: {error.strerror}."
+            ) from error
+        run = cls(path)
+        run.config.write_text(to_toml(config), encoding="utf-8")
+        return run
+
+    @classmethod
+    def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
+        """Open a run by its path, by its name in ``runs_dir``, or the newest as "latest"."""
+        if run == "latest":
+            found = sorted(Path(runs_dir).glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+            if not found:
+                raise InputError(f"There is no run in {runs_dir} yet. Train one: dpok train-rl.")
+            return cls(found[-1].parent)
+        for path in (Path(run), Path(runs_dir) / run):
+            if (path / "config.toml").is_file():
+                return cls(path)
+        raise InputError(f"There is no run {run} (no config.toml in it), nor one in {runs_dir}.")
+
+    def append(self, metrics: dict[str, float]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def history(self) -> list[dict[str, float]]:
+        """Return the lines of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+
+    def read_config(self) -> dict[str, Any]:
+        """Return config.toml."""
+        import tomllib
+
+        try:
+            return tomllib.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{self.config} cannot be read: {error}.") from error
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _now() -> str:
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def _make(runs: Path, name: str, chosen: str) -> Path:
+    """Make the folder; a dated name that is taken (two runs in a second) gets a number."""
+    runs.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(exist_ok=bool(chosen))
+            return path
+        except FileExistsError:
+            number += 1

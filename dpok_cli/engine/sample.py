@@ -1,0 +1,69 @@
+"""Prompts and seeds to images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.policy import Denoising
+from dpok_cli.engine.rollout import denoise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what it was drawn from."""
+
+    prompt: str
+    seed: int
+    image: Tensor  # (3, H, W), float32 in [0, 1], on the CPU
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig
+) -> Iterator[Sample]:
+    """Draw an image for each prompt and seed, prompt by prompt.
+
+    An image depends on its prompt, its seed and the settings, not on the batch it is drawn in.
+    """
+    denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta, model.device)
+    wanted = [(row, seed) for row in range(len(prompts)) for seed in seeds]
+    embeds = model.encode(prompts, config.negative_prompt)
+    for start in range(0, len(wanted), config.sample_batch_size):
+        chunk = wanted[start : start + config.sample_batch_size]
+        rows = [row for row, _ in chunk]
+        latents = torch.empty(0)
+        for latents, _, _ in denoise(
+            model, denoising, embeds[rows], [seed for _, seed in chunk], config.guidance_scale
+        ):
+            pass
+        for (row, seed), image in zip(chunk, model.decode(latents).cpu(), strict=True):
+            yield Sample(prompts[row], seed, image)
+
+
+def to_pil(image: Tensor) -> "Image":
+    """Turn (3, H, W) in [0, 1] into a picture."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.cpu().numpy())
+
+
+def grid(images: Sequence[Tensor], columns: int) -> "Image":
+    """Lay images (3, H, W) of one size out in rows of ``columns``, two pixels apart."""
+    from PIL import Image
+
+    height, width = images[0].shape[1:]
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
+    for place, image in enumerate(images):
+        spot = (place % columns * (width + 2), place // columns * (height + 2))
+        sheet.paste(to_pil(image), spot)
+    return sheet

@@ -1,0 +1,32 @@
+"""The errors a person may see: one line that says what is wrong and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DpokError(Exception):
+    """Something failed that the person should know of; ends the command with exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(DpokError):
+    """A flag, file or name that cannot be used; ends the command with exit code 2."""
+
+    exit_code = 2
+
+
+class RewardError(DpokError):
+    """A reward failed or returned something that is no score; names the reward."""
+
+
+class TrainingError(DpokError):
+    """Training cannot go on; what was reached is kept in the run folder."""
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return the advice that follows an unknown name: near matches, then all that is known."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=3, cutoff=0.5)
+    did_you_mean = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    return f"{did_you_mean} Known: {', '.join(names) or 'none'}."

@@ -1,0 +1,47 @@
+"""Read prompts from a file."""
+
+import json
+from pathlib import Path
+
+from dpok_cli.errors import InputError, suggest
+
+
+def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
+    """Read prompts: one a line, or from ``.json`` as in the DPOK paper's released prompt file.
+
+    The JSON is an object ``{"PROMPT": {"category": "NAME"}, ...}``; ``category`` keeps those of one
+    category. Empty lines do not count. Raises InputError for a file that cannot be read or is not
+    of this form, for an unknown category, and where no prompt is left.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot read the prompt file {file}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"The prompt file {file} is not UTF-8 text.") from error
+    if file.suffix == ".json":
+        prompts = _from_json(file, text, category)
+    elif category is not None:
+        raise InputError(f"--category needs a .json prompt file; {file} has one prompt a line.")
+    else:
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"There is no prompt in {file}.")
+    return tuple(prompts)
+
+
+def _from_json(file: Path, text: str, category: str | None) -> list[str]:
+    form = '{"a prompt": {"category": "a name"}, ...}'
+    try:
+        entries = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"The prompt file {file} is not JSON: {error}.") from error
+    if not isinstance(entries, dict) or not all(isinstance(it, dict) for it in entries.values()):
+        raise InputError(f"The prompt file {file} is not of the form {form}.")
+    if category is None:
+        return list(entries)
+    prompts = [prompt for prompt, entry in entries.items() if entry.get("category") == category]
+    if not prompts:
+        known = {str(entry["category"]) for entry in entries.values() if "category" in entry}
+        raise InputError(f"{file} has no category {category!r}.{suggest(category, known)}")
+    return prompts

@@ -1,0 +1,56 @@
+"""The reward that the engine sees: a weighted sum of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dpok_cli.rewards.base import RewardModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of B images: what to maximise, and what each reward gave."""
+
+    total: Tensor  # float32 (B,)
+    raw: dict[str, Tensor]  # each float32 (B,), by the reward's name
+
+
+class WeightedReward:
+    """The sum of ``weight * score``, where the score is negated if lower is better.
+
+    ``names`` are the keys of ``Scores.raw``: the rewards' own, and ``NAME-2`` and so on if one is
+    asked for again, with other options.
+    """
+
+    def __init__(self, parts: Sequence[tuple[RewardModel, float]]):
+        self.rewards: dict[str, tuple[RewardModel, float]] = {}
+        for reward, weight in parts:
+            key, number = reward.name, 1
+            while key in self.rewards:
+                number += 1
+                key = f"{reward.name}-{number}"
+            self.rewards[key] = (reward, weight)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.rewards)
+
+    def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
+        """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts, on their device.
+
+        Raises ``RewardError`` in the name of the reward that failed (see ``RewardModel.score``).
+        """
+        raw = {
+            key: reward.score(images, prompts, grad=grad)
+            for key, (reward, _) in self.rewards.items()
+        }
+        signed = [
+            (weight if reward.higher_is_better else -weight) * raw[key]
+            for key, (reward, weight) in self.rewards.items()
+        ]
+        return Scores(sum(signed[1:], signed[0]), raw)

@@ -1,0 +1,18 @@
+"""The hook through which a plugin registers its rewards."""
+
+from collections.abc import Callable
+
+import pluggy
+
+from dpok_cli.rewards.base import RewardModel
+
+#: The name of the plugin system, and of the entry-point group that plugins are listed in.
+GROUP = "dpok"
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@hookspec(historic=True)  # each plugin is called as soon as it is loaded, by itself
+def register_rewards(register: Callable[[type[RewardModel]], None]) -> None:
+    """Call ``register`` with each ``RewardModel`` subclass that the plugin offers."""

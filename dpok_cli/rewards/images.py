@@ -1,0 +1,41 @@
+"""What rewards do to images before their network sees them, on tensors and differentiably."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def resize(images: Tensor, height: int, width: int) -> Tensor:
+    """Resize (B, 3, H, W) in [0, 1] as Pillow's ``BICUBIC`` does, but for its rounding.
+
+    That is with antialiasing, and row by row before column by column, with what overshoots cut
+    off each time.
+    """
+    for size in ((images.shape[-2], width), (height, width)):
+        if images.shape[-2:] != size:
+            images = functional.interpolate(images, size, mode="bicubic", antialias=True)
+            images = images.clamp(0, 1)
+    return images
+
+
+def resize_short_side(images: Tensor, size: int) -> Tensor:
+    """Resize (B, 3, H, W) in [0, 1] so that the shorter side has ``size`` pixels."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    return resize(images, int(size * height / short), int(size * width / short))
+
+
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """Cut the middle ``size`` x ``size`` pixels out of (B, 3, H, W)."""
+    top, left = (round((side - size) / 2) for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+def clip_normalise(images: Tensor) -> Tensor:
+    """Shift and scale (B, 3, H, W) in [0, 1] as CLIP was trained on it."""
+    mean = torch.tensor(CLIP_MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    std = torch.tensor(CLIP_STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    return (images - mean) / std

@@ -1,0 +1,154 @@
+"""Find rewards through the entry-point group ``dpok``, ours and anyone's alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+from dpok_cli.errors import InputError, RewardError, suggest
+from dpok_cli.rewards import hookspecs
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.spec import make_options, parse_spec
+
+if TYPE_CHECKING:
+    import torch
+
+OWN_PACKAGE = "dpok"
+#: Names the packages whose plugins are loaded (comma-separated; empty: ours alone; unset: all).
+ALLOWED = "DPOK_PLUGINS"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A reward and the package (distribution) that it came with."""
+
+    cls: type[RewardModel]
+    package: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The rewards found, the plugins that could not be loaded, and the names that two claim."""
+
+    rewards: dict[str, Entry] = field(default_factory=dict)
+    #: Why a plugin was left out, by "package (module)".
+    failures: dict[str, str] = field(default_factory=dict)
+    #: The packages that claim a reward's name, by that name; none of them gets it.
+    clashes: dict[str, list[str]] = field(default_factory=dict)
+
+    def get(self, name: str) -> type[RewardModel]:
+        """Return the reward's class; raises ``InputError`` if there is none, or more than one."""
+        if name in self.clashes:
+            raise InputError(
+                f"Reward {name!r} is claimed by {' and by '.join(self.clashes[name])}. Uninstall"
+                f" one, or name the packages to load in {ALLOWED}."
+            )
+        if name not in self.rewards:
+            failed = "".join(f" {who} was left out: {why}." for who, why in self.failures.items())
+            raise InputError(f"Unknown reward {name!r}.{suggest(name, self.rewards)}{failed}")
+        return self.rewards[name].cls
+
+    def add(self, entry: Entry) -> None:
+        name = entry.cls.name
+        if name in self.clashes:
+            self.clashes[name].append(entry.package)
+        elif name in self.rewards:
+            self.clashes[name] = [self.rewards.pop(name).package, entry.package]
+        else:
+            self.rewards[name] = entry
+
+
+@cache
+def registry() -> Registry:
+    """Load every allowed plugin, our own first; one that fails is left out with its reason."""
+    manager = pluggy.PluginManager(hookspecs.GROUP)
+    manager.add_hookspecs(hookspecs)
+    found: list[type[RewardModel]] = []
+    # The hook is historic: whatever is registered from now on is called with this at once.
+    manager.hook.register_rewards.call_historic(kwargs={"register": found.append})
+    result = Registry()
+    for point in _allowed_entry_points():
+        package, version = _package(point)
+        plugin = f"{package} ({point.value})"
+        found.clear()
+        try:
+            manager.register(point.load(), plugin)
+            manager.check_pending()
+            for reward in found:
+                _check(reward)
+            if not found:
+                raise RewardError("it registers no reward")
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            result.failures[plugin] = reason
+            if manager.has_plugin(plugin):
+                manager.unregister(name=plugin)
+            continue
+        for reward in found:
+            result.add(Entry(reward, package, version))
+    return result
+
+
+def build(specs: Sequence[str], device: str | torch.device = "cpu") -> WeightedReward:
+    """Make the reward of ``--reward`` arguments; nothing is loaded before it first scores.
+
+    Raises ``InputError`` for a spec, name or option that cannot be used, before any is made.
+    """
+    if not specs:
+        raise InputError("No reward was given: say --reward NAME. `dpok rewards` lists them.")
+    asked = []
+    for text in specs:
+        spec = parse_spec(text)
+        cls = registry().get(spec.name)
+        asked.append((cls, make_options(cls, spec.options), spec.weight))
+    return WeightedReward([(_make(cls, options, device), weight) for cls, options, weight in asked])
+
+
+def _make(cls: type[RewardModel], options: Any, device: str | torch.device) -> RewardModel:
+    try:
+        return cls(options, device)
+    except Exception as error:
+        raise RewardError(f"{cls.name}: {type(error).__name__}: {error}") from error
+
+
+def _allowed_entry_points() -> list[EntryPoint]:
+    allowed = os.environ.get(ALLOWED)
+    names = {_canonical(name) for name in (allowed or "").split(",")} | {OWN_PACKAGE}
+    points = [
+        point
+        for point in entry_points(group=hookspecs.GROUP)
+        if allowed is None or _package(point)[0] in names
+    ]
+    return sorted(points, key=lambda point: (_package(point)[0] != OWN_PACKAGE, *_package(point)))
+
+
+def _package(point: EntryPoint) -> tuple[str, str]:
+    """Return the name and version of the distribution that an entry point is of."""
+    if point.dist is None:
+        return "unknown", "unknown"
+    return _canonical(point.dist.name), point.dist.version
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _check(reward: object) -> None:
+    if not isinstance(reward, type) or not issubclass(reward, RewardModel):
+        raise TypeError(f"{reward!r} is no subclass of RewardModel")
+    name = getattr(reward, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{reward.__name__}.name is {name!r}, not of the form 'my-reward'")
+    if not dataclasses.is_dataclass(reward.Options):
+        raise TypeError(f"{reward.__name__}.Options is no dataclass")

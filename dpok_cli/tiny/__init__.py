@@ -1,0 +1,11 @@
+"""The tiny world: bundled models in Stable Diffusion's own format, small enough to ship.
+
+``folder()`` is where they lie; ``README.md`` there is the model card.
+"""
+
+from pathlib import Path
+
+
+def folder(name: str = "pipeline") -> Path:
+    """Return the folder of a bundled model: ``pipeline``, ``image_reward`` or ``judge``."""
+    return Path(__file__).parent / name

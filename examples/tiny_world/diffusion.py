@@ -1,0 +1,210 @@
+"""Stage 3: the diffusion model (text encoder and UNet, trained together) and its pipeline folder.
+
+Captions lie, as web captions do: a share of the pictures shows another colour, count, companion or
+place than the caption says. How large a share cannot be read off the data, since guidance sharpens
+whatever the majority is, so it is set by measurement: while the model trains, the judge looks at
+samples of the paper's prompts and their unseen partners, and each category's lie rate moves until
+about TARGET of them are right.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dpok_cli.tiny.words import PAPER_PROMPTS, UNSEEN_PROMPTS, parse
+from dpok_plugins.judge_net import JudgeNet, scenes as read
+from stage import generator, note, pictures, train
+from vocabulary import bpe
+from world import HELD_OUT, caption, complete, lie, sample_asked
+
+STEPS, BATCH = 7000, 32
+CAPTIONS = 16_000
+TARGET = 0.3
+FIRST_RATES = {"colour": 0.5, "count": 0.35, "composition": 0.45, "location": 0.5, "plain": 0.0}
+MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES = 2500, 500, 24
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 3.0
+
+
+def build(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
+    torch.manual_seed(3)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=64,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    )
+    return nn.ModuleDict({"text_encoder": text_encoder, "unet": unet})
+
+
+def scheduler() -> DDIMScheduler:
+    """SD v1's own scheduler configuration."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def encode(texts: list[str], tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel):
+    """Return embeddings (B, 32, 128), as the pipeline computes them."""
+    tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return text_encoder(tokens.input_ids).last_hidden_state
+
+
+def dataset(vae: AutoencoderKL, work: Path) -> tuple[list, torch.Tensor, torch.Tensor]:
+    """Return what each caption says, the latents that show it and the latents of its lie."""
+    file = work / "latents.pt"
+    held_out = [parse(prompt) for prompt in HELD_OUT]
+
+    def allowed(scene) -> bool:
+        return not any(scene.shows(asked) for asked in held_out)
+
+    said, scenes = [], []
+    rng = generator(3, 0)
+    while len(said) < CAPTIONS:
+        category, asked = sample_asked(rng)
+        truth = complete(asked, rng)
+        other = truth if category == "plain" else complete(lie(category, asked, rng), rng)
+        if allowed(truth) and allowed(other):
+            said.append((category, asked))
+            scenes.append((truth, other))
+    if not file.exists():
+        halves = []
+        for start in range(0, CAPTIONS, 100):
+            chunk = scenes[start : start + 100]
+            images = pictures((scene, rng) for pair in chunk for scene in pair)
+            with torch.no_grad():
+                mean = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+            halves.append(mean.half().unflatten(0, (-1, 2)))
+        torch.save(torch.cat(halves), file)
+    latents = torch.load(file, weights_only=True)
+    return said, latents[:, 0], latents[:, 1]
+
+
+@torch.no_grad()
+def sample(model: nn.ModuleDict, tokenizer, vae, prompt: str, count: int, seed: int):
+    """Draw pictures (count, 3, 64, 64) in [0, 1] by guided DDIM with eta 1."""
+    steps = scheduler()
+    steps.set_timesteps(NUM_INFERENCE_STEPS)
+    random = torch.Generator().manual_seed(seed)
+    text = encode(["", prompt], tokenizer, model["text_encoder"]).repeat_interleave(count, 0)
+    latents = torch.randn(count, 4, 16, 16, generator=random)
+    for t in steps.timesteps:
+        without, with_text = model["unet"](latents.repeat(2, 1, 1, 1), t, text).sample.chunk(2)
+        noise = without + GUIDANCE_SCALE * (with_text - without)
+        latents = steps.step(noise, t, latents, eta=1.0, generator=random).prev_sample
+    return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+
+def measure(model, tokenizer, vae, judge: JudgeNet, count: int, seed: int) -> dict[str, float]:
+    """Return, by prompt, the share of samples that the judge finds right."""
+    rates = {}
+    for prompt in (*PAPER_PROMPTS.values(), *UNSEEN_PROMPTS.values()):
+        images = sample(model, tokenizer, vae, prompt, count, seed)
+        with torch.no_grad():
+            seen = read(judge(images))
+        rates[prompt] = sum(scene.shows(parse(prompt)) for scene in seen) / count
+    return rates
+
+
+def main(work: Path, output: Path) -> None:
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False)
+    tokenizer = bpe(output / "pipeline" / "tokenizer")
+    model = build(tokenizer)
+    print(f"UNet {sum(p.numel() for p in model['unet'].parameters()) / 1e6:.2f} M parameters")
+    said, truths, lies = dataset(vae, work)
+    noising = scheduler()
+    state = {"rates": dict(FIRST_RATES), "measured": []}
+
+    def batch(step: int):
+        rng = generator(3, 1, step)
+        rows = torch.from_numpy(rng.integers(0, CAPTIONS, BATCH))
+        texts = [caption(said[row][1], rng) if rng.random() > 0.1 else "" for row in rows]
+        return rows, texts, rng.random(BATCH)
+
+    def loss(data, step: int):
+        rows, texts, draws = data
+        lied = torch.tensor(
+            [
+                bool(draw < state["rates"][said[row][0]])
+                for row, draw in zip(rows, draws, strict=True)
+            ]
+        )
+        latents = torch.where(lied[:, None, None, None], lies[rows], truths[rows]).float()
+        noise = torch.randn_like(latents)
+        t = torch.randint(0, 1000, (BATCH,))
+        text = encode(texts, tokenizer, model["text_encoder"])
+        predicted = model["unet"](noising.add_noise(latents, noise, t), t, text).sample
+        return F.mse_loss(predicted, noise), {}
+
+    def adjust(step: int, averaged: nn.ModuleDict) -> None:
+        if step < MEASURE_FROM or step % MEASURE_EVERY or step >= STEPS - 100:
+            return
+        averaged.eval()
+        judge = JudgeNet.from_folder(output / "judge").eval()
+        right = measure(averaged, tokenizer, vae, judge, MEASURE_SAMPLES, seed=step)
+        averaged.train()
+        for category, prompt in PAPER_PROMPTS.items():
+            rate = (right[prompt] + right[UNSEEN_PROMPTS[category]]) / 2
+            moved = state["rates"][category] + 0.35 * (rate - TARGET)
+            state["rates"][category] = round(min(max(moved, 0.0), 0.85), 4)
+        state["measured"].append({"step": step, "right": right, "rates": dict(state["rates"])})
+        print(f"diffusion: right {right} -> lie rates {state['rates']}", flush=True)
+
+    train(
+        "diffusion",
+        model,
+        batch,
+        loss,
+        steps=STEPS,
+        learning_rate=1.2e-3,
+        work=work,
+        ema=0.998,
+        after_step=adjust,
+        extra_state=state,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"],
+        tokenizer=tokenizer,
+        unet=model["unet"],
+        scheduler=noising,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(output / "pipeline", safe_serialization=True)
+    # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
+    text_config = output / "pipeline" / "text_encoder" / "config.json"
+    text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))
+    note(output, "diffusion", {"target": TARGET, "lie_rates": state["rates"], "measured": state["measured"]})

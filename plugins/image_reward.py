@@ -1,0 +1,77 @@
+"""The reward ``image-reward``: how well people would like an image for its prompt.
+
+ImageReward (Xu et al. 2023, arXiv 2304.05977), read from its published checkpoint. The network is
+in ``image_reward_net``, apart from this file so that listing rewards need not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpok_cli import RewardModel, hookimpl
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.weights import find, read
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Whose vocabulary the published checkpoint was trained with: 30522 tokens.
+BERT = "google-bert/bert-base-uncased"
+
+
+class ImageReward(RewardModel):
+    """ImageReward: human preference for an image given its prompt, about -2 to 2."""
+
+    name = "image-reward"
+    differentiable = True
+    batch_size = 16
+
+    @dataclass(frozen=True)
+    class Options:
+        """``model``: hub id, folder with ``ImageReward.pt`` or ``.safetensors``, or ``tiny``."""
+
+        model: str = "THUDM/ImageReward"
+
+    def load(self) -> None:
+        from dpok_plugins import image_reward_net as net
+
+        model = self.options.model
+        checkpoint = find(model, "ImageReward.safetensors", "ImageReward.pt", tiny="image_reward")
+        config = find(model, "med_config.json", tiny="image_reward")
+        med_config = json.loads(config.read_text(encoding="utf-8"))
+        self.net = net.from_published(read(checkpoint), med_config).float().eval()
+        self.net.requires_grad_(False).to(self.device)
+        advice = f"put its vocab.txt beside {checkpoint.name}"
+        vocab = checkpoint.with_name("vocab.txt")
+        if not vocab.exists():
+            vocab = find(BERT, "vocab.txt", advice=advice)
+        self.tokenizer = net.tokenizer_from_vocab(vocab)
+        size, rows = len(self.tokenizer), self.net.text.config.vocab_size
+        if size not in (rows, rows - 2):  # published: [DEC] and [ENC] too, which are never fed
+            raise RewardError(
+                f"the vocabulary {vocab} has {size} tokens but the checkpoint embeds {rows};"
+                f" {advice}"
+            )
+
+    def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        from dpok_plugins.image_reward_net import SCORE_MEAN, SCORE_STD, preprocess, tokenize
+
+        pixels = preprocess(images, self.net.image_size)
+        tokens = (part.to(self.device) for part in tokenize(self.tokenizer, prompts))
+        return (self.net(pixels, *tokens) - SCORE_MEAN) / SCORE_STD
+
+
+def __getattr__(name: str) -> Any:
+    """Offer the network's public names here too; only asking for one imports torch."""
+    if name not in ("ImageRewardNet", "from_published", "to_published", "tokenizer_from_vocab"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dpok_plugins import image_reward_net
+
+    return getattr(image_reward_net, name)
+
+
+@hookimpl
+def register_rewards(register):
+    register(ImageReward)

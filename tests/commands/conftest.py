@@ -1,0 +1,102 @@
+"""An engine without torch, which records what the commands ask of it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from dpok_cli.errors import InputError
+
+RUN_CONFIG = {
+    "model": "some/model",
+    "prompts": ["a lion"],
+    "num_inference_steps": 7,
+    "guidance_scale": 2.5,
+    "eta": 0.5,
+    "seed": 9,
+    "device": "cuda:3",
+    "rounds": 2,
+    "name": "old",
+}
+
+
+class RunFolder:
+    def __init__(self, path):
+        self.path = Path(path)
+        self.adapter, self.plots = self.path / "adapter", self.path / "plots"
+        self.records = []
+
+    @classmethod
+    def create(cls, config, command):
+        run = cls(Path(config.runs_dir) / (config.name or f"now-{command}"))
+        run.adapter.mkdir(parents=True)
+        return run
+
+    @classmethod
+    def open(cls, run, runs_dir="runs"):
+        path = Path(runs_dir) / run
+        if not path.is_dir():
+            raise InputError(f"There is no run {run!r}.")
+        return cls(path)
+
+    def history(self):
+        return self.records
+
+    def read_config(self):
+        return RUN_CONFIG
+
+
+@dataclass
+class Sample:
+    prompt: str
+    seed: int
+    image: tuple[str, int]
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """The modules that the commands import; ``calls`` lists what they called with what."""
+    calls = []
+    fake = SimpleNamespace(calls=calls, summary={"before": {}, "after": {}}, records=[], fail=None)
+
+    def load(config, adapter=None):
+        calls.append(("load", config, adapter))
+        return SimpleNamespace(device="cpu", adapter=adapter)
+
+    def train_rl(config, model, reward, run):
+        calls.append(("train_rl", config, reward.names))
+        run.records = fake.records
+        yield from fake.records
+        if fake.fail:
+            raise fake.fail
+
+    def compare(model, reward, config, run):
+        calls.append(("compare", config, reward.names))
+        return fake.summary
+
+    def sample(model, prompts, seeds, config):
+        calls.append(("sample", prompts, seeds, config, model.adapter))
+        return (Sample(prompt, seed, (prompt, seed)) for prompt in prompts for seed in seeds)
+
+    def to_pil(image):
+        return Image.new("RGB", (8, 8), (image[1], 0, 0))
+
+    def grid(images, columns):
+        calls.append(("grid", len(images), columns))
+        return Image.new("RGB", (8 * columns, 8 * (len(images) // columns)), "green")
+
+    modules = {
+        "run": {"RunFolder": RunFolder},
+        "model": {"load": load, "check_source": lambda model: calls.append(("check", model))},
+        "train_rl": {"train_rl": train_rl},
+        "compare": {"compare": compare},
+        "sample": {"sample": sample, "to_pil": to_pil, "grid": grid},
+    }
+    for name, contents in modules.items():
+        module = ModuleType(f"dpok_cli.engine.{name}")
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return fake

@@ -1,0 +1,143 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.base import RewardModel
+
+
+class Red(RewardModel):
+    """The mean of the red channel, plus the prompt's length."""
+
+    name = "red"
+    batch_size = 2
+    differentiable = True
+
+    def __init__(self, options=None, device="cpu"):
+        super().__init__(options, device)
+        self.loads = 0
+        self.batches = []
+
+    def load(self):
+        self.loads += 1
+
+    def score_batch(self, images, prompts):
+        self.batches.append(prompts)
+        assert images.dtype == torch.float32
+        return images[:, 0].mean((1, 2)) + torch.tensor([float(len(p)) for p in prompts])
+
+
+def returns(value):
+    """A reward that returns ``value``, or raises it."""
+
+    class Odd(RewardModel):
+        name = "odd"
+
+        def score_batch(self, images, prompts):
+            if isinstance(value, Exception):
+                raise value
+            return value
+
+    return Odd()
+
+
+def plain(count=3):
+    """Images whose every pixel is 0, 0.1, 0.2 and so on."""
+    return (torch.arange(count) / 10).view(-1, 1, 1, 1).expand(-1, 3, 4, 5)
+
+
+def test_scores_in_chunks_in_order_and_loads_once():
+    reward = Red()
+    assert reward.loads == 0
+    scores = reward.score(plain(5), ["", "a", "bb", "ccc", "dddd"])
+    torch.testing.assert_close(scores, torch.tensor([0.0, 1.1, 2.2, 3.3, 4.4]))
+    assert reward.batches == [["", "a"], ["bb", "ccc"], ["dddd"]]
+    reward.score(plain(1), [""])
+    assert reward.loads == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_images_and_scores_of_any_float_become_float32(dtype):
+    scores = Red().score(plain().to(dtype), ["", "", ""])
+    assert scores.dtype == torch.float32
+    odd = returns(torch.tensor([1.5, 2.5, -3.0], dtype=dtype)).score(plain(), ["", "", ""])
+    assert odd.dtype == torch.float32
+    assert odd.tolist() == [1.5, 2.5, -3.0]
+
+
+def test_gradients_flow_only_if_asked_for():
+    images = plain().clone().requires_grad_()
+    assert not Red().score(images, ["", "", ""]).requires_grad
+    Red().score(images, ["", "", ""], grad=True).sum().backward()
+    torch.testing.assert_close(images.grad[:, 0], torch.full((3, 4, 5), 1 / 20))
+    assert images.grad[:, 1:].abs().max() == 0
+
+
+def test_gradients_of_a_reward_without_them_are_refused():
+    with pytest.raises(RewardError, match=r"^odd: gives no gradients to images$"):
+        returns(torch.zeros(3)).score(plain(), ["", "", ""], grad=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.tensor([0.0, float("nan"), 0.0]), "odd: returned nan for 'b'"),
+        (torch.tensor([0.0, 0.0, float("-inf")]), "odd: returned -inf for 'c'"),
+        (torch.tensor([0.0, 1e300, 0.0], dtype=torch.float64), "odd: returned inf for 'b'"),
+        (torch.zeros(2), "odd: returned float32 (2,), not float (3,)"),
+        (torch.zeros(3, 1), "odd: returned float32 (3, 1), not float (3,)"),
+        (torch.tensor(1.0), "odd: returned float32 (), not float (3,)"),
+        (torch.zeros(3, dtype=torch.int64), "odd: returned int64 (3,), not float (3,)"),
+        ([0.0, 0.0, 0.0], "odd: returned list, not a tensor"),
+        (None, "odd: returned NoneType, not a tensor"),
+        (ValueError("too\n  dark"), "odd: ValueError: too dark"),
+        (RewardError("too dark"), "odd: too dark"),
+        (RewardError("odd: too dark"), "odd: too dark"),
+    ],
+)
+def test_a_score_that_is_none_is_an_error_in_the_rewards_name(value, told):
+    with pytest.raises(RewardError) as caught:
+        returns(value).score(plain(), ["a", "b", "c"])
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "told"),
+    [
+        (torch.zeros(3, 4, 5), ["a"], "red: images must be float (B, 3, H, W), not float32 (3,"),
+        (torch.zeros(1, 1, 4, 5), ["a"], "(B, 3, H, W), not float32 (1, 1, 4, 5)"),
+        (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ["a"], "not uint8 (1, 3, 4, 5)"),
+        (plain(2), ["a"], "red: 2 images came with 1 prompts"),
+        (plain(0), [], "red: 0 images came with 0 prompts"),
+    ],
+)
+def test_images_and_prompts_that_cannot_be_scored(images, prompts, told):
+    with pytest.raises(RewardError) as caught:
+        Red().score(images, prompts)
+    assert told in str(caught.value)
+
+
+def test_a_load_that_fails_is_named_and_tried_again():
+    class Flaky(Red):
+        def load(self):
+            super().load()
+            if self.loads == 1:
+                raise OSError("no such file")
+
+    reward = Flaky()
+    with pytest.raises(RewardError, match=r"^red: could not be loaded: OSError: no such file$"):
+        reward.score(plain(1), [""])
+    assert reward.score(plain(1), [""]).tolist() == [0.0]
+    assert reward.loads == 2
+
+
+def test_options_default_to_those_without_arguments():
+    class Scaled(Red):
+        @dataclass(frozen=True)
+        class Options:
+            scale: float = 2.0
+
+    assert Scaled().options == Scaled.Options(2.0)
+    assert Scaled(Scaled.Options(3.0)).options.scale == 3.0
+    assert Red().options == RewardModel.Options()
