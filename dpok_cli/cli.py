@@ -79,4 +79,7 @@ def _debugging() -> bool:
 
 
 def main() -> None:
+    # Their warnings are for those who import them; a person may still ask to see them.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     sys.exit(run(sys.argv[1:]))

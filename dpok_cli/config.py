@@ -53,7 +53,9 @@ class SamplingConfig:
         _must(bool(self.model.strip()), "model", self.model, "a hub id, a folder or 'tiny'")
         for prompt in self.prompts:
             _must(bool(prompt.strip()), "prompts", prompt, "texts that say something")
-        _must(self.num_inference_steps >= 1, "num_inference_steps", self.num_inference_steps, ">= 1")
+        _must(
+            self.num_inference_steps >= 1, "num_inference_steps", self.num_inference_steps, ">= 1"
+        )
         _must(
             math.isfinite(self.guidance_scale) and self.guidance_scale >= 0,
             "guidance_scale",
@@ -93,7 +95,7 @@ class TrainRLConfig(SamplingConfig):
     #: Advantages are clipped to [-advantage_clip, advantage_clip]; 0 leaves them alone.
     advantage_clip: float = 5.0
 
-    # Optimisation: an update is one optimizer step on batch_size * gradient_accumulation transitions.
+    # Optimisation: an optimizer step is on batch_size * gradient_accumulation transitions.
     updates_per_round: int = 4
     batch_size: int = 60
     gradient_accumulation: int = 1
@@ -147,7 +149,12 @@ class TrainRLConfig(SamplingConfig):
             _must(math.isfinite(value) and value > 0, key, value, "finite and > 0")
         for key in ("adam_beta1", "adam_beta2"):
             _must(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)")
-        _must(0 < self.timestep_fraction <= 1, "timestep_fraction", self.timestep_fraction, "in (0, 1]")
+        _must(
+            0 < self.timestep_fraction <= 1,
+            "timestep_fraction",
+            self.timestep_fraction,
+            "in (0, 1]",
+        )
         _must(bool(self.lora_targets), "lora_targets", list(self.lora_targets), "layer names")
         _must(
             Path(self.name).name == self.name and self.name not in {".", ".."},
@@ -270,7 +277,9 @@ def _check_types(config: SamplingConfig) -> None:
         elif typing.get_origin(kind) is Literal:
             choices = typing.get_args(kind)
             if value not in choices:
-                raise InputError(f"{key} = {value!r}: no such choice.{suggest(str(value), choices)}")
+                raise InputError(
+                    f"{key} = {value!r}: no such choice.{suggest(str(value), choices)}"
+                )
         elif typing.get_origin(kind) is tuple:
             if not isinstance(value, tuple) or not all(isinstance(item, str) for item in value):
                 raise InputError(f"{key} = {value!r}: must be a list of texts.")

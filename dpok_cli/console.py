@@ -25,8 +25,12 @@ err = Console(stderr=True)
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a text as it is, on stderr if not told otherwise: no markup in it, no line wrapped."""
-    (console or err).print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print a text as it is, without markup, to stderr if not told otherwise.
+
+    It is one line, except that a terminal's stderr is wrapped between words.
+    """
+    one_line = console is not None or not err.is_terminal
+    (console or err).print(text, markup=False, emoji=False, highlight=False, soft_wrap=one_line)
 
 
 def progress(items: Iterable[Item], total: int, what: str, quiet: bool = False) -> Iterable[Item]:
@@ -90,7 +94,7 @@ def hints(records: Sequence[Record], config: TrainRLConfig) -> dict[str, str]:
             " raise --samples-per-round, or choose another reward."
         )
     deviation = last["ratio/first_max_dev"]
-    if deviation > 0.1 * config.ratio_clip and not config.buffer_size:
+    if deviation > 0.1 * config.ratio_clip:
         found["ratio/first_max_dev"] = (
             f"Before the first update the ratio is off 1 by {deviation:.0e}, which is much of"
             f" --ratio-clip {config.ratio_clip:g}: train in fp32, or raise the clip."

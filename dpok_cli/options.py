@@ -73,7 +73,7 @@ FLAGS = {
     "ratio_clip": Flag("Objective", "The policy ratio is clipped to 1 ± this."),
     "clip_form": Flag("Objective", "PPO's minimum, or the released code's bare clamp."),
     "advantage": Flag(
-        "Objective", "The reward, less a value function, or normalised in the batch or by prompt."
+        "Objective", "The reward as it is, less a value function, or normalised by prompt."
     ),
     "advantage_clip": Flag("Objective", "Largest size of an advantage; 0 is any."),
     "updates_per_round": Flag("Optimisation", "Optimizer steps in a round."),

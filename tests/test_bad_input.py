@@ -89,7 +89,7 @@ CASES = {
     "model of sample": ((*SAMPLE, "--model", "folder"), "folder"),
     "no such run": ((*SAMPLE, "--run", "nope"), "nope"),
     "no run yet": ((*SAMPLE, "--run", "latest"), "runs"),
-    "no such adapter": ((*SAMPLE, "--adapter", "no"), "There is no adapter at no"),
+    "no such adapter": ((*SAMPLE, "--adapter", "no"), "There is no adapter no"),
     "run and adapter": ((*SAMPLE, "--run", "a", "--adapter", "b"), "give one of them"),
     "run and preset": ((*SAMPLE, "--run", "a", "--preset", "tiny"), "leave out --preset"),
     "before what": ((*SAMPLE, "--before"), "give --run or --adapter"),

@@ -86,7 +86,6 @@ FLAT = [0.3] * 20
         (1, {"reward__std": 0.0}, {}, {"reward/std"}),
         (1, {"ratio__first_max_dev": 2e-3}, {}, {"ratio/first_max_dev"}),
         (1, {"ratio__first_max_dev": 2e-3}, {"ratio_clip": 0.1}, set()),
-        (1, {"ratio__first_max_dev": 2e-3}, {"buffer_size": 500}, set()),
         (1, {"clip_fraction": 0.61}, {}, {"clip_fraction"}),
         (20, {"reward__mean": FALLING}, {}, {"reward/mean"}),
         (19, {"reward__mean": FALLING}, {}, set()),
@@ -154,8 +153,20 @@ def test_table_of_before_and_after():
     ]
 
 
-def test_a_text_is_printed_as_it_is(monkeypatch):
+def test_a_text_is_printed_as_it_is():
     stream = io.StringIO()
     text = "[bold]runs[/bold]/ :cat: " + "x" * 200
     console.say(text, Console(file=stream, width=40))
     assert stream.getvalue() == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("terminal", "written"),
+    [(False, "one two three\n"), (True, "one two\nthree\n")],
+)
+def test_only_a_terminal_wraps_lines(terminal, written, monkeypatch):
+    stream = io.StringIO()
+    screen = Console(file=stream, width=8, force_terminal=terminal, color_system=None)
+    monkeypatch.setattr(console, "err", screen)
+    console.say("one two three")
+    assert [line.rstrip() for line in stream.getvalue().splitlines()] == written.splitlines()

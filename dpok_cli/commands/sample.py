@@ -124,9 +124,9 @@ def _draw(
 ) -> None:
     from dpok_cli.engine.source import check_adapter, check_source
 
-    check_source(settings.model)
     if adapter:
         check_adapter(adapter)
+    check_source(settings.model)
     keep_freed_memory()
     from dpok_cli.engine.model import load
     from dpok_cli.engine.plots import side_by_side

@@ -1,12 +1,15 @@
 """`dpok train-rl`: fine-tune by online RL, and show how it goes."""
 
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dpok_cli import console, options
 from dpok_cli.allocator import keep_freed_memory
-from dpok_cli.config import TrainRLConfig, to_toml
+from dpok_cli.config import TINY, TrainRLConfig, to_toml
 from dpok_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from dpok_cli.rewards.combined import WeightedReward
 
 
 @options.config_flags(TrainRLConfig)
@@ -51,9 +54,9 @@ def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
     from dpok_cli.rewards.manager import build
 
     # What can be refused without torch is refused before it is imported.
-    check_source(settings.model)
     build(settings.rewards)
     RunFolder.check_free(settings)
+    check_source(settings.model)
 
     if not quiet:
         if is_default:
@@ -84,23 +87,36 @@ def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
     finally:
         if history := run.history():
             plot_metrics(history, run.plots / "metrics.png")
-    summary = compare(model, reward, settings, run)
-    if summary["before"]:
-        console.out.print(console.before_after_table(summary["before"], summary["after"]))
+    summary = compare(model, reward, settings, run, _held_out(settings, reward))
+    if "before" in summary:
+        before, after = summary["before"], summary["after"]
+        if len(reward.names) == 1:
+            del before["reward"]  # the weighted sum of one
+        console.out.print(console.before_after_table(before, after))
     console.say(f"Adapter: {run.adapter}", console.out)
     console.say(f"Next: dpok sample --run {shlex.quote(str(run.path))} --before", console.out)
+
+
+def _held_out(settings: TrainRLConfig, reward: "WeightedReward") -> "WeightedReward | None":
+    """Return the tiny world's judge where it can judge: it tells, but is not trained for."""
+    from dpok_cli.rewards.manager import build
+    from dpok_cli.tiny.words import parse
+
+    if settings.model != TINY or "judge" in reward.names or None in map(parse, settings.prompts):
+        return None
+    return build(["judge"], next(iter(reward.rewards.values()))[0].device)
 
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:
     """Say in words what is drawn and what is trained on in a round."""
     images, steps = settings.samples_per_round, settings.num_inference_steps
-    update = settings.batch_size * settings.gradient_accumulation
-    parts = f" ({settings.batch_size} x {settings.gradient_accumulation})"
+    fresh, accumulation = settings.transitions_per_round, settings.gradient_accumulation
+    batch = min(settings.batch_size, max(fresh, settings.buffer_size))
     buffer = f", drawn from the last {settings.buffer_size}" if settings.buffer_size else ""
+    parts = f" ({batch} x {accumulation})" if accumulation > 1 else ""
     return (
-        f"A round: {images} images x {steps} steps; {settings.transitions_per_round} of"
-        f" {images * steps} transitions{buffer}, in {settings.updates_per_round} updates of"
-        f" {update}{parts if settings.gradient_accumulation > 1 else ''}."
+        f"A round: {images} images x {steps} steps; {fresh} of {images * steps} transitions{buffer},"
+        f" in {settings.updates_per_round} updates of {batch * accumulation}{parts}."
         f" Rounds: {settings.rounds}, with {settings.rounds * images} images and"
         f" {settings.rounds * settings.updates_per_round} updates in all."
     )

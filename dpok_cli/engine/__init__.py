@@ -1,1 +1,1 @@
-"""The engine: rollouts, objectives, training loops. Nothing here prints or knows of the terminal."""
+"""The engine: rollouts, objectives, training loops. Nothing here prints."""

@@ -41,7 +41,9 @@ class ValueFunction(nn.Module):
         )
         self.prompt = nn.Linear(prompt_width, width)
         self.time = nn.Linear(width, width)
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(
+            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
 
     def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> Tensor:
         """Return (B,) from latents (B, C, H, W), embeddings (B, L, D) and timesteps (B,)."""

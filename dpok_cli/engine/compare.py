@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dpok_cli.config import TrainRLConfig
 from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.sample import sample
 from dpok_cli.rewards.combined import WeightedReward
 
@@ -15,32 +16,48 @@ from dpok_cli.rewards.combined import WeightedReward
 FRESH_SEEDS = 10**9
 
 
-def compare(model: DiffusionModel, reward: WeightedReward, config: TrainRLConfig) -> dict[str, Any]:
-    """Score ``evaluation_samples`` images, spread over the prompts, before and after training.
+def compare(
+    model: DiffusionModel,
+    reward: WeightedReward,
+    config: TrainRLConfig,
+    run: RunFolder | None = None,
+    held_out: WeightedReward | None = None,
+) -> dict[str, Any]:
+    """Draw `evaluation_samples` images, spread over the prompts, before and after training.
 
-    Returns, each "before" and "after", the mean of every reward (and of the weighted sum, as
-    "reward") and the mean pairwise pixel distance between images of one prompt, as "diversity".
+    Returns "seeds", "prompts", and as "before" and "after": the mean of the weighted sum
+    ("reward"), of each reward in it and of each that was held out, and the "diversity" of images of
+    one prompt. With a ``run`` folder this is its summary.json. Nothing is drawn for 0 samples.
     """
-    seeds = [
-        FRESH_SEEDS + number
-        for number in range(max(1, config.evaluation_samples // len(config.prompts)))
-    ]
-    after = _drawn_and_scored(model, reward, config, seeds)
-    with model.reference():
-        before = _drawn_and_scored(model, reward, config, seeds)
-    return {"seeds": seeds, "prompts": list(config.prompts), "before": before, "after": after}
+    each = -(-config.evaluation_samples // len(config.prompts))
+    seeds = [FRESH_SEEDS + number for number in range(each)]
+    summary: dict[str, Any] = {"seeds": seeds, "prompts": list(config.prompts)}
+    if seeds:
+        summary["after"] = _measure(model, reward, held_out, config, seeds)
+        with model.reference():
+            summary["before"] = _measure(model, reward, held_out, config, seeds)
+    if run:
+        run.write_summary(summary)
+    return summary
 
 
-def _drawn_and_scored(
-    model: DiffusionModel, reward: WeightedReward, config: TrainRLConfig, seeds: Sequence[int]
+def _measure(
+    model: DiffusionModel,
+    reward: WeightedReward,
+    held_out: WeightedReward | None,
+    config: TrainRLConfig,
+    seeds: Sequence[int],
 ) -> dict[str, float]:
     drawn = list(sample(model, config.prompts, seeds, config))
+    prompts = [one.prompt for one in drawn]
     images = torch.stack([one.image for one in drawn])
-    scores = reward.score(images.to(model.device), [one.prompt for one in drawn])
+    on_device = images.to(model.device)
+    scores = reward.score(on_device, prompts)
+    raw = scores.raw | (held_out.score(on_device, prompts).raw if held_out else {})
     by_prompt = images.unflatten(0, (len(config.prompts), len(seeds)))
     return {
         "reward": scores.total.mean().item(),
-        **{name: values.mean().item() for name, values in scores.raw.items()},
+        **{name: values.mean().item() for name, values in raw.items()},
         "diversity": sum(diversity(group) for group in by_prompt) / len(by_prompt),
     }
 

@@ -3,13 +3,13 @@
 Policy and reference share one UNet: the reference is the UNet with the adapter switched off.
 """
 
-import json
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -53,7 +53,7 @@ class DiffusionModel:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Tensor:
-        """Return embeddings (B, L, D) of the prompts, and keep the negative prompt's for guidance."""
+        """Return embeddings (B, L, D) of the prompts; keep the negative prompt's for guidance."""
         texts = [*prompts, negative_prompt]
         embeds, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
         self._negative = embeds[-1:]
@@ -128,7 +128,9 @@ class DiffusionModel:
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as diffusers' ``load_lora_weights`` takes it."""
         unet = self.pipeline.unet
-        weights = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+        weights = convert_state_dict_to_diffusers(
+            get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+        )
         config = unet.peft_config[ADAPTER].to_dict()
         StableDiffusionPipeline.save_lora_weights(
             folder,
@@ -151,16 +153,17 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     check_source(config.model)
     if adapter is not None:
         check_adapter(adapter)
+    _be_quiet()
     source = locate(config.model)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
-            torch_dtype=DTYPES[config.precision],
+            dtype=DTYPES[config.precision],
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError, EnvironmentError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"Cannot load the model {config.model}: {_first_line(error)}"
             " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"
@@ -173,6 +176,13 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     if adapter is not None:
         _put_on(pipeline, adapter)
     return DiffusionModel(pipeline, config.height, config.width)
+
+
+def _be_quiet() -> None:
+    """Keep the libraries' own progress bars and advice off the terminal."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def device_of(name: str) -> torch.device:
@@ -190,9 +200,7 @@ def device_of(name: str) -> torch.device:
 def _put_on(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
     folder, name = (adapter, ADAPTER_FILE) if adapter.is_dir() else (adapter.parent, adapter.name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipeline.load_lora_weights(folder, weight_name=name, adapter_name=ADAPTER)
+        pipeline.load_lora_weights(folder, weight_name=name, adapter_name=ADAPTER)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise InputError(
             f"The adapter {adapter} does not fit this model: {_first_line(error)}"

@@ -72,7 +72,8 @@ class Denoising:
         """
         output, latents = output.float(), latents.float()
         alpha_bar, alpha_bar_prev, std = (
-            level[step].view(-1, 1, 1, 1) for level in (self.alpha_bar, self.alpha_bar_prev, self.std)
+            level[step].view(-1, 1, 1, 1)
+            for level in (self.alpha_bar, self.alpha_bar_prev, self.std)
         )
         signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction_type == "epsilon":

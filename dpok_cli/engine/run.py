@@ -50,7 +50,9 @@ class RunFolder:
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
         """Open a run by its path, by its name in ``runs_dir``, or the newest as "latest"."""
         if run == "latest":
-            found = sorted(Path(runs_dir).glob("*/config.toml"), key=lambda file: file.stat().st_mtime)
+            found = sorted(
+                Path(runs_dir).glob("*/config.toml"), key=lambda file: file.stat().st_mtime
+            )
             if not found:
                 raise InputError(f"There is no run in {runs_dir} yet. Train one: dpok train-rl.")
             return cls(found[-1].parent)

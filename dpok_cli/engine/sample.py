@@ -39,11 +39,9 @@ def sample(
     for start in range(0, len(wanted), config.sample_batch_size):
         chunk = wanted[start : start + config.sample_batch_size]
         rows = [row for row, _ in chunk]
-        latents = torch.empty(0)
-        for latents, _, _ in denoise(
+        *_, (latents, _, _) = denoise(
             model, denoising, embeds[rows], [seed for _, seed in chunk], config.guidance_scale
-        ):
-            pass
+        )
         for (row, seed), image in zip(chunk, model.decode(latents).cpu(), strict=True):
             yield Sample(prompts[row], seed, image)
 

@@ -7,7 +7,7 @@ reference (the adapter is switched off instead) and latents rounded to half prec
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from dpok_cli.config import TrainRLConfig
 from dpok_cli.engine.advantage import ValueFunction, per_prompt
+from dpok_cli.engine.card import adapter_card
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.objective import Loss, dpok_loss
 from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl, log_prob
 from dpok_cli.engine.rollout import Transitions, rollout, transitions
-from dpok_cli.engine.run import RunFolder
+from dpok_cli.engine.run import RunFolder, write_atomically
 from dpok_cli.engine.sample import grid, sample
 from dpok_cli.errors import TrainingError
 from dpok_cli.rewards.combined import Scores, WeightedReward
@@ -211,9 +212,7 @@ class Trainer:
         with self.accelerator.autocast():
             output = self.model.predict(batch.latents, timesteps, embeds, config.guidance_scale)
             with torch.no_grad(), self.model.reference():
-                frozen = self.model.predict(
-                    batch.latents, timesteps, embeds, config.guidance_scale
-                )
+                frozen = self.model.predict(batch.latents, timesteps, embeds, config.guidance_scale)
         mean, std = denoising.distribution(output, batch.latents, batch.step)
         if config.kl == "gaussian":
             frozen_mean, _ = denoising.distribution(frozen, batch.latents, batch.step)
@@ -296,9 +295,12 @@ class Trainer:
         grid(images, columns).save(self.run.samples / f"round-{number:05d}.png")
 
     def save(self) -> None:
-        """Write the adapter to the run folder."""
+        """Write the adapter and its model card to the run folder."""
         if self.run:
             self.model.save_adapter(self.run.adapter)
+            clip_sample = self.model.scheduler.config.clip_sample
+            card = adapter_card(self.config, self.samples, clip_sample)
+            write_atomically(self.run.adapter / "README.md", card)
 
     def close(self) -> None:
         self.accelerator.end_training()
@@ -310,5 +312,5 @@ def _endless(length: int, batch_size: int, generator: torch.Generator) -> Iterat
         yield from torch.randperm(length, generator=generator).split(batch_size)
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[Tensor]) -> float:
     return torch.stack(list(values)).float().mean().item()

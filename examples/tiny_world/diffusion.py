@@ -21,16 +21,17 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dpok_cli.tiny.words import PAPER_PROMPTS, UNSEEN_PROMPTS, parse
-from dpok_plugins.judge_net import JudgeNet, scenes as read
+from dpok_plugins.judge_net import JudgeNet
+from dpok_plugins.judge_net import scenes as read
 from stage import generator, note, pictures, train
 from vocabulary import bpe
 from world import HELD_OUT, caption, complete, lie, sample_asked
 
-STEPS, BATCH = 7000, 32
+STEPS, BATCH = 6000, 24
 CAPTIONS = 16_000
 TARGET = 0.3
 FIRST_RATES = {"colour": 0.5, "count": 0.35, "composition": 0.45, "location": 0.5, "plain": 0.0}
-MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES = 2500, 500, 24
+MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES = 2400, 600, 24
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 3.0
 
 
@@ -207,4 +208,8 @@ def main(work: Path, output: Path) -> None:
     # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
     text_config = output / "pipeline" / "text_encoder" / "config.json"
     text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))
-    note(output, "diffusion", {"target": TARGET, "lie_rates": state["rates"], "measured": state["measured"]})
+    note(
+        output,
+        "diffusion",
+        {"target": TARGET, "lie_rates": state["rates"], "measured": state["measured"]},
+    )

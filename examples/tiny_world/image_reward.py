@@ -13,22 +13,23 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BlipTextConfig, BlipVisionConfig
 
+from dpok_cli.rewards.images import clip_normalise
 from dpok_cli.tiny.words import COLOURS, MAX_COUNT, OBJECTS, PLACES
 from dpok_plugins.image_reward_net import (
     SCORE_MEAN,
     SCORE_STD,
     ImageRewardNet,
-    tokenizer_from_vocab,
     to_published,
+    tokenizer_from_vocab,
 )
-from dpok_cli.rewards.images import clip_normalise
 from dpok_plugins.judge_net import Views
 from judge import objective, worn
 from stage import generator, note, pictures, save_half, train
 from vocabulary import wordpiece
 from world import caption, complete, sample_asked, twin
 
-STEPS, PAIRS = 6000, 12
+STEPS, PAIRS = 7000, 12
+VISION_STEPS = 3000  # first the vision tower alone: it has to see before it can compare
 HELD_OUT = 2000
 WIDTH = 128
 MED_KEYS = (
@@ -115,7 +116,9 @@ def main(work: Path, output: Path) -> None:
     net = model.reward
 
     def scores(image_tokens: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        tokens = tokenizer(captions, padding=True, truncation=True, max_length=35, return_tensors="pt")
+        tokens = tokenizer(
+            captions, padding=True, truncation=True, max_length=35, return_tensors="pt"
+        )
         return net.score_tokens(image_tokens, tokens.input_ids, tokens.attention_mask)
 
     def batch(step: int):
@@ -127,6 +130,9 @@ def main(work: Path, output: Path) -> None:
         images, captions, scenes, rng = data
         third = PAIRS // 3 * 2
         seen = torch.cat([images[:third], worn(images[third:], rng)])
+        if step < VISION_STEPS:
+            tokens = net.image_tokens(clip_normalise(seen))
+            return objective(model.views(tokens), scenes), {}
         broken = damage(seen[:6], rng)
         tokens = net.image_tokens(clip_normalise(torch.cat([seen, broken])))
         rows = len(seen)
@@ -151,7 +157,7 @@ def main(work: Path, output: Path) -> None:
         batch,
         loss,
         steps=STEPS,
-        learning_rate=8e-4,
+        learning_rate=1e-3,
         weight_decay=0.02,
         work=work,
         ema=0.998,

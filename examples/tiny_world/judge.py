@@ -1,7 +1,7 @@
 """Stage 2: the judge, which reads things, counts, colours and place off a picture.
 
-It learns from renders, clean and worn (a little blurred, noisy or off in colour, as a diffusion model
-may leave them), and from clutter that must count as nothing.
+It learns from renders, clean and worn (a little blurred, noisy or off in colour, as a diffusion
+model may leave them), and from clutter that must count as nothing.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from transformers import ResNetConfig
 
 from dpok_cli.tiny.words import COLOURS, OBJECTS, PLACES, Scene
-from dpok_plugins.judge_net import JudgeNet, Views, scenes as read
+from dpok_plugins.judge_net import JudgeNet, Views
+from dpok_plugins.judge_net import scenes as read
 from stage import generator, note, pictures, train
 from world import clutter, draw, sample_scene
 

@@ -5,40 +5,32 @@ weights land in ``--output`` (by default where the package keeps them) with thei
 """
 
 import argparse
+import importlib
 import os
-import sys
 from pathlib import Path
 
-# Page faults make CPU training several times slower with glibc's defaults; these must be set
-# before the process starts.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "20000000000",
-    "MALLOC_TOP_PAD_": "268435456",
-    "OMP_WAIT_POLICY": "passive",
-}
+from dpok_cli.allocator import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("vae", "diffusion", "judge", "image_reward", "card")
+STAGES = ("vae", "judge", "diffusion", "image_reward", "card")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=list(STAGES))
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--output", type=Path, default=ROOT / "dpok_cli" / "tiny")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "tiny_world")
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores")
+    parser.add_argument("--threads", type=int, default=1, help="more hardly help such small nets")
     args = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
-    sys.path.insert(0, str(ROOT))
-    import importlib
-
+    if unknown := set(args.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    keep_freed_memory()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in args.stages:
+    for name in args.stages or STAGES:
         importlib.import_module(name).main(args.work, args.output)
 
 

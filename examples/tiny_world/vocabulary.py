@@ -1,4 +1,4 @@
-"""The two vocabularies: CLIP's byte-level BPE and BERT's WordPiece, both small, both of any text."""
+"""The two vocabularies, CLIP's byte-level BPE and BERT's WordPiece: small, and for any text."""
 
 import json
 from pathlib import Path
@@ -67,9 +67,7 @@ def wordpiece() -> list[str]:
     words = sorted({word for text in corpus() for word in _split(text)})
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    return list(
-        dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
-    )
+    return list(dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words]))
 
 
 def _split(text: str) -> list[str]:

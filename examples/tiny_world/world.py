@@ -55,9 +55,7 @@ Point = tuple[float, float]
 class Pen:
     """Draws shapes in an object's own coordinates: x and y in [-1, 1], y downwards."""
 
-    def __init__(
-        self, draw: ImageDraw.ImageDraw, centre: Point, radius: float, flip: bool, colour
-    ):
+    def __init__(self, draw: ImageDraw.ImageDraw, centre: Point, radius: float, flip: bool, colour):
         self.draw, self.centre, self.radius, self.flip = draw, centre, radius, flip
         self.fill = tuple(int(channel) for channel in colour)
         self.dark = tuple(int(channel * 0.5) for channel in colour)
@@ -340,7 +338,9 @@ def draw(scene: Scene, rng: Rng) -> Image.Image:
 def sample_asked(rng: Rng) -> tuple[str, Scene]:
     """Draw what a caption says: (category, scene with None where the caption is silent)."""
     category = str(
-        rng.choice(["colour", "count", "composition", "location", "plain"], p=[0.3, 0.28, 0.2, 0.18, 0.04])
+        rng.choice(
+            ["colour", "count", "composition", "location", "plain"], p=[0.3, 0.28, 0.2, 0.18, 0.04]
+        )
     )
     name = str(rng.choice(OBJECTS))
     place = str(rng.choice(PLACES[:-1]))

@@ -1,6 +1,7 @@
 """An engine without torch, which records what the commands ask of it."""
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -29,6 +30,11 @@ class RunFolder:
         self.adapter, self.plots = self.path / "adapter", self.path / "plots"
         self.records = []
 
+    @staticmethod
+    def check_free(config):
+        if config.name == "taken":
+            raise InputError("taken")
+
     @classmethod
     def create(cls, config, command):
         run = cls(Path(config.runs_dir) / (config.name or f"now-{command}"))
@@ -49,6 +55,19 @@ class RunFolder:
         return RUN_CONFIG
 
 
+class Model:
+    device = "cpu"
+
+    def __init__(self, adapter):
+        self.adapter = adapter
+
+    @contextmanager
+    def reference(self):
+        adapter, self.adapter = self.adapter, None
+        yield
+        self.adapter = adapter
+
+
 @dataclass
 class Sample:
     prompt: str
@@ -60,11 +79,11 @@ class Sample:
 def engine(monkeypatch):
     """The modules that the commands import; ``calls`` lists what they called with what."""
     calls = []
-    fake = SimpleNamespace(calls=calls, summary={"before": {}, "after": {}}, records=[], fail=None)
+    fake = SimpleNamespace(calls=calls, records=[], fail=None, summary={})
 
     def load(config, adapter=None):
         calls.append(("load", config, adapter))
-        return SimpleNamespace(device="cpu", adapter=adapter)
+        return Model(adapter)
 
     def train_rl(config, model, reward, run):
         calls.append(("train_rl", config, reward.names))
@@ -73,13 +92,13 @@ def engine(monkeypatch):
         if fake.fail:
             raise fake.fail
 
-    def compare(model, reward, config, run):
-        calls.append(("compare", config, reward.names))
+    def compare(model, reward, config, run, held_out):
+        calls.append(("compare", config, reward.names, held_out and held_out.names))
         return fake.summary
 
     def sample(model, prompts, seeds, config):
-        calls.append(("sample", prompts, seeds, config, model.adapter))
-        return (Sample(prompt, seed, (prompt, seed)) for prompt in prompts for seed in seeds)
+        calls.append(("sample", prompts, seeds, model.adapter))
+        yield from (Sample(prompt, seed, (prompt, seed)) for prompt in prompts for seed in seeds)
 
     def to_pil(image):
         return Image.new("RGB", (8, 8), (image[1], 0, 0))
@@ -90,7 +109,11 @@ def engine(monkeypatch):
 
     modules = {
         "run": {"RunFolder": RunFolder},
-        "model": {"load": load, "check_source": lambda model: calls.append(("check", model))},
+        "source": {
+            "check_source": lambda model: calls.append(("check", model)),
+            "check_adapter": lambda adapter: calls.append(("check", adapter)),
+        },
+        "model": {"load": load},
         "train_rl": {"train_rl": train_rl},
         "compare": {"compare": compare},
         "sample": {"sample": sample, "to_pil": to_pil, "grid": grid},

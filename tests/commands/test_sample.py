@@ -15,7 +15,7 @@ def run_folder(tmp_path):
 def asked(engine):
     """Return prompts, seeds and adapter of each call of the sampler."""
     return [
-        (call[1], call[2], call[4] and str(call[4])) for call in engine.calls if call[0] == "sample"
+        (call[1], call[2], call[3] and str(call[3])) for call in engine.calls if call[0] == "sample"
     ]
 
 
@@ -67,14 +67,17 @@ def test_a_run_is_drawn_as_it_was_trained(engine, dpok):
         guidance_scale=2.5,
         eta=0.5,
     )
-    assert engine.calls[0] == ("check", "some/model")
-    assert engine.calls[1] == ("load", config, Path("runs/old/adapter"))
+    assert engine.calls[:3] == [
+        ("check", Path("runs/old/adapter")),
+        ("check", "some/model"),
+        ("load", config, Path("runs/old/adapter")),
+    ]
 
 
 @pytest.mark.usefixtures("run_folder")
 def test_flags_are_over_the_run(engine, dpok):
     dpok("sample", "--run", "old", "--prompt", "a cat", "--eta", "0", "--device", "cpu")
-    config = engine.calls[1][1]
+    config = engine.calls[2][1]
     assert (config.prompts, config.eta, config.guidance_scale) == (("a cat",), 0.0, 2.5)
     assert config.device == "cpu"
 

@@ -27,7 +27,10 @@ def record(number, **changes):
 @pytest.fixture
 def trained(engine):
     engine.records = [record(1), record(2)]
-    engine.summary = {"before": {"judge": 0.25}, "after": {"judge": 0.75}}
+    engine.summary = {
+        "before": {"reward": 0.5, "judge": 0.25},
+        "after": {"reward": 1.0, "judge": 0.75},
+    }
     return engine
 
 
@@ -64,7 +67,7 @@ def test_flags_reach_the_engine(trained, dpok):
         ("check", "tiny"),
         ("load", config, None),
         ("train_rl", config, ("judge", "image-reward")),
-        ("compare", config, ("judge", "image-reward")),
+        ("compare", config, ("judge", "image-reward"), None),
     ]
 
 
@@ -79,8 +82,31 @@ def test_quiet_prints_the_result_only(trained, dpok):
     assert "judge" in out
 
 
+def test_several_rewards_are_shown_with_their_sum(trained, dpok):
+    flags = ("--reward", "judge=2", "--reward", "image-reward:model=tiny")
+    rows = [line.split() for line in dpok("train-rl", *PROMPT, *flags).out.splitlines()]
+    assert rows[1:3] == [
+        ["reward", "0.500", "1.000", "+0.500"],
+        ["judge", "0.250", "0.750", "+0.500"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "held_out"),
+    [
+        (PROMPT, ("judge",)),
+        ((*PROMPT, "--reward", "judge"), None),
+        ((*PROMPT, "--prompt", "justice for all"), None),
+        ((*PROMPT, "--model", "some/model"), None),
+    ],
+)
+def test_the_judge_is_heard_but_not_trained_for(flags, held_out, trained, dpok):
+    dpok("train-rl", *flags)
+    assert trained.calls[-1][3] == held_out
+
+
 def test_without_an_evaluation_there_is_no_table(trained, dpok):
-    trained.summary = {"before": {}, "after": {}}
+    trained.summary = {"seeds": []}
     out = dpok("train-rl", *PROMPT, "--evaluation-samples", "0").out
     assert [line.split(":")[0] for line in out.splitlines()] == ["Adapter", "Next"]
 
@@ -125,7 +151,7 @@ def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
         (
             "tiny",
             {"samples_per_round": 2, "num_inference_steps": 5, "rounds": 1},
-            "A round: 2 images x 5 steps; 4 of 10 transitions, in 4 updates of 60."
+            "A round: 2 images x 5 steps; 4 of 10 transitions, in 4 updates of 4."
             " Rounds: 1, with 2 images and 4 updates in all.",
         ),
     ],

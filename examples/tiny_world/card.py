@@ -1,0 +1,78 @@
+"""Stage 5: measure what ships, as it ships (fp16), and write the model card."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from dpok_cli.config import SampleConfig, resolve
+from dpok_cli.engine.model import load
+from dpok_cli.engine.sample import grid, sample
+from dpok_cli.rewards.manager import build
+from dpok_cli.tiny.words import (
+    ANIMALS,
+    COLOURS,
+    PAPER_PROMPTS,
+    PLACES,
+    UNSEEN_PROMPTS,
+)
+from stage import SEED
+from world import HELD_OUT
+
+SAMPLES = 128
+
+
+def main(work: Path, output: Path) -> None:
+    measured = json.loads((output / "measured.json").read_text())
+    prompts = [*PAPER_PROMPTS.values(), *UNSEEN_PROMPTS.values()]
+    config = resolve(SampleConfig, model=str(output / "pipeline"), prompts=tuple(prompts))
+    reward = build(
+        [f"image-reward:model={output / 'image_reward'}", f"judge:model={output / 'judge'}"]
+    )
+    drawn = list(sample(load(config), prompts, range(SAMPLES), config))
+    rows, right = [], {}
+    for start, prompt in enumerate(prompts):
+        images = [one.image for one in drawn[start * SAMPLES : (start + 1) * SAMPLES]]
+        raw = reward.score(torch.stack(images), [prompt] * SAMPLES).raw
+        right[prompt] = raw["judge"].mean().item()
+        rows.append(f"| {prompt} | {right[prompt]:.0%} | {raw['image-reward'].mean():.2f} |")
+    print("\n".join(rows))
+    shown = [
+        one.image for k in range(len(prompts)) for one in drawn[k * SAMPLES : k * SAMPLES + 12]
+    ]
+    grid(shown, 12).save(output / "samples.png")
+    lies = measured["diffusion"]["lie_rates"]
+    what = {
+        "colour": "a colour",
+        "count": "a count",
+        "composition": "two things",
+        "location": "a place",
+        "plain": "nothing but an animal",
+    }
+    files = sorted(output.rglob("*.safetensors"))
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    text = template.format(
+        animals=", ".join(ANIMALS),
+        colours=", ".join(COLOURS),
+        places=", ".join(PLACES[:-1]) + " or before a plain backdrop",
+        held_out=" and ".join(f'"{prompt}"' for prompt in HELD_OUT),
+        target=measured["diffusion"]["target"],
+        lies="\n".join(f"| {what[name]} | {share:.0%} |" for name, share in lies.items()),
+        samples=SAMPLES,
+        rates="\n".join(rows),
+        pairs=measured["image_reward"]["held_out_pairs_ranked_right"],
+        pairs_of=measured["image_reward"]["of"],
+        judge=measured["judge"]["held_out_renders_read_right"],
+        judge_of=measured["judge"]["of"],
+        picture="samples.png",
+        hours="two hours",
+        seed=SEED,
+        torch=torch.__version__.split("+")[0],
+        files="\n".join(
+            f"| {file.relative_to(output)} | {file.stat().st_size} |"
+            f" {hashlib.sha256(file.read_bytes()).hexdigest()} |"
+            for file in files
+        ),
+    )
+    (output / "README.md").write_text(text, encoding="utf-8")
