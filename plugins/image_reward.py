@@ -56,9 +56,10 @@ class ImageReward(RewardModel):
             )
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        from dpok_plugins.image_reward_net import SCORE_MEAN, SCORE_STD, preprocess, tokenize
+        from dpok_cli.rewards.images import clip_preprocess
+        from dpok_plugins.image_reward_net import SCORE_MEAN, SCORE_STD, tokenize
 
-        pixels = preprocess(images, self.net.image_size)
+        pixels = clip_preprocess(images, self.net.image_size)
         tokens = (part.to(self.device) for part in tokenize(self.tokenizer, prompts))
         return (self.net(pixels, *tokens) - SCORE_MEAN) / SCORE_STD
 

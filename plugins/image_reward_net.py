@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from dpok_cli.errors import RewardError
-from dpok_cli.rewards.images import centre_crop, clip_normalise, resize_short_side
 
 # The mean and standard deviation of the published network's scores.
 SCORE_MEAN = 0.16717362830052426
@@ -102,11 +101,6 @@ class ImageRewardNet(nn.Module):
     def image_size(self) -> int:
         """The side, in pixels, of the square images that the network takes."""
         return cast(int, self.vision.config.image_size)
-
-
-def preprocess(images: Tensor, size: int) -> Tensor:
-    """Make (B, 3, H, W) in [0, 1] what the network takes: (B, 3, size, size), CLIP's statistics."""
-    return clip_normalise(centre_crop(resize_short_side(images, size), size))
 
 
 def tokenize(tokenizer: BertTokenizer, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

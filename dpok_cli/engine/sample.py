@@ -11,6 +11,7 @@ from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.policy import Denoising
 from dpok_cli.engine.rollout import denoise
+from dpok_cli.rewards.images import to_pil as to_pil
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,14 +45,6 @@ def sample(
         )
         for (row, seed), image in zip(chunk, model.decode(latents).cpu(), strict=True):
             yield Sample(prompts[row], seed, image)
-
-
-def to_pil(image: Tensor) -> "Image":
-    """Turn (3, H, W) in [0, 1] into a picture."""
-    from PIL import Image
-
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(pixels.cpu().numpy())
 
 
 def grid(images: Sequence[Tensor], columns: int) -> "Image":

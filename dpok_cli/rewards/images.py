@@ -1,8 +1,15 @@
-"""What rewards do to images before their network sees them, on tensors and differentiably."""
+"""What rewards do to images before they look at them; on tensors, and mostly differentiable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -39,3 +46,16 @@ def clip_normalise(images: Tensor) -> Tensor:
     mean = torch.tensor(CLIP_MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
     return (images - mean) / std
+
+
+def clip_preprocess(images: Tensor, size: int) -> Tensor:
+    """Make (B, 3, H, W) in [0, 1] what CLIP takes: (B, 3, size, size), with its statistics."""
+    return clip_normalise(centre_crop(resize_short_side(images, size), size))
+
+
+def to_pil(image: Tensor) -> Image:
+    """Turn (3, H, W) in [0, 1] into a picture of 8 bits a channel; passes no gradients."""
+    from PIL import Image
+
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    return Image.fromarray(pixels.cpu().numpy())

@@ -8,12 +8,12 @@ from transformers import BlipTextConfig, BlipVisionConfig
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards import weights
+from dpok_cli.rewards.images import clip_preprocess
 from dpok_plugins import image_reward
 from dpok_plugins.image_reward import ImageReward
 from dpok_plugins.image_reward_net import (
     ImageRewardNet,
     from_published,
-    preprocess,
     to_published,
     tokenize,
     tokenizer_from_vocab,
@@ -259,11 +259,11 @@ def test_scores_do_not_depend_on_the_batch_and_do_on_the_prompt(folder):
 
 def test_images_are_resized_and_cropped(net, folder):
     wide = pictures(1, 48)[:, :, :30]  # 30 x 48 becomes 24 x 38, and loses 7 at each side
-    assert preprocess(wide, 24).shape == (1, 3, 24, 24)
+    assert clip_preprocess(wide, 24).shape == (1, 3, 24, 24)
     middle = torch.zeros(1, 3, 24, 38)
     middle[..., 7:31] = 1.0
     white = (1 - 0.48145466) / 0.26862954
-    torch.testing.assert_close(preprocess(middle, 24)[:, 0], torch.full((1, 24, 24), white))
+    torch.testing.assert_close(clip_preprocess(middle, 24)[:, 0], torch.full((1, 24, 24), white))
     assert reward_of(folder).score(wide, ["a cat"]).isfinite().all()
 
 

@@ -1,0 +1,48 @@
+"""The rewards ``jpeg-compressibility`` and ``jpeg-incompressibility``: how large the file is.
+
+The two of DDPO (Black et al. 2023, arXiv 2305.13301): easy to move and to check by hand, and so
+good for trying out settings. They look at no prompt.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from dpok_cli import RewardModel, hookimpl
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUALITY = 95
+
+
+class JpegIncompressibility(RewardModel):
+    """The image's size as a JPEG of quality 95, in kB (1000 bytes); more is better."""
+
+    name = "jpeg-incompressibility"
+
+    def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        import torch
+
+        from dpok_cli.rewards.images import to_pil
+
+        sizes = []
+        for image in images:
+            file = BytesIO()
+            to_pil(image).save(file, "JPEG", quality=QUALITY)
+            sizes.append(file.tell() / 1000)
+        return torch.tensor(sizes, dtype=torch.float32)
+
+
+class JpegCompressibility(JpegIncompressibility):
+    """The image's size as a JPEG of quality 95, in kB (1000 bytes); less is better."""
+
+    name = "jpeg-compressibility"
+    higher_is_better = False
+
+
+@hookimpl
+def register_rewards(register):
+    register(JpegCompressibility)
+    register(JpegIncompressibility)
