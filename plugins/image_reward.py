@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli import RewardModel, hookimpl
@@ -34,25 +35,35 @@ class ImageReward(RewardModel):
 
         model: str = "THUDM/ImageReward"
 
+    def files(self, local_only: bool = False) -> tuple[Path, ...]:
+        model = self.options.model
+        checkpoint = find(
+            model,
+            "ImageReward.safetensors",
+            "ImageReward.pt",
+            tiny="image_reward",
+            local_only=local_only,
+        )
+        config = find(model, "med_config.json", tiny="image_reward", local_only=local_only)
+        vocab = checkpoint.with_name("vocab.txt")
+        if not vocab.exists():
+            advice = f"put its vocab.txt beside {checkpoint.name}"
+            vocab = find(BERT, "vocab.txt", advice=advice, local_only=local_only)
+        return checkpoint, config, vocab
+
     def load(self) -> None:
         from dpok_plugins import image_reward_net as net
 
-        model = self.options.model
-        checkpoint = find(model, "ImageReward.safetensors", "ImageReward.pt", tiny="image_reward")
-        config = find(model, "med_config.json", tiny="image_reward")
+        checkpoint, config, vocab = self.files()
         med_config = json.loads(config.read_text(encoding="utf-8"))
         self.net = net.from_published(read(checkpoint), med_config).float().eval()
         self.net.requires_grad_(False).to(self.device)
-        advice = f"put its vocab.txt beside {checkpoint.name}"
-        vocab = checkpoint.with_name("vocab.txt")
-        if not vocab.exists():
-            vocab = find(BERT, "vocab.txt", advice=advice)
         self.tokenizer = net.tokenizer_from_vocab(vocab)
         size, rows = len(self.tokenizer), self.net.text.config.vocab_size
         if size not in (rows, rows - 2):  # published: [DEC] and [ENC] too, which are never fed
             raise RewardError(
                 f"the vocabulary {vocab} has {size} tokens but the checkpoint embeds {rows};"
-                f" {advice}"
+                f" put its own vocab.txt beside {checkpoint.name}"
             )
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:

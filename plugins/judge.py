@@ -8,6 +8,7 @@ need not import torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli import RewardModel, hookimpl
@@ -32,13 +33,15 @@ class Judge(RewardModel):
 
         model: str = "tiny"
 
+    def files(self, local_only: bool = False) -> tuple[Path, ...]:
+        names = ("config.json", "model.safetensors")
+        model = self.options.model
+        return tuple(find(model, name, tiny="judge", local_only=local_only) for name in names)
+
     def load(self) -> None:
         from dpok_plugins.judge_net import JudgeNet
 
-        config, _ = (
-            find(self.options.model, name, tiny="judge")
-            for name in ("config.json", "model.safetensors")
-        )
+        config, _ = self.files()
         self.net = JudgeNet.from_folder(config.parent).requires_grad_(False).to(self.device)
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:

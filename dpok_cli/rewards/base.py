@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpok_cli.errors import DpokError, RewardError
@@ -41,6 +42,13 @@ class RewardModel(ABC):
         self.device = device
         self._loaded = False
 
+    def files(self, local_only: bool = False) -> tuple[Path, ...]:
+        """Find the files that ``load`` reads, on the hub too unless ``local_only``.
+
+        ``dpok rewards`` asks, to tell whether they are here. Raises ``RewardError`` if not.
+        """
+        return ()
+
     def load(self) -> None:  # noqa: B027 - many rewards have nothing to load
         """Load what ``score_batch`` needs, to ``self.device``; called once, before its first call.
 
@@ -67,7 +75,7 @@ class RewardModel(ABC):
             raise self._error(f"{len(images)} images came with {len(prompts)} prompts")
         if grad and not self.differentiable:
             raise self._error("gives no gradients to images")
-        self._load_once()
+        self.prepare()
         scores = []
         with torch.set_grad_enabled(grad):
             for start in range(0, len(images), self.batch_size):
@@ -75,7 +83,8 @@ class RewardModel(ABC):
                 scores.append(self._score_chunk(images[chunk], prompts[chunk]))
             return torch.cat(scores).to(images.device)
 
-    def _load_once(self) -> None:
+    def prepare(self) -> None:
+        """Load now what would be loaded before the first score; raises ``RewardError``."""
         if not self._loaded:
             try:
                 self.load()

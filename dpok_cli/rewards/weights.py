@@ -12,31 +12,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def find(model: str, *names: str, tiny: str = "", advice: str = "give a folder") -> Path:
+def find(
+    model: str,
+    *names: str,
+    tiny: str = "",
+    advice: str = "give a folder",
+    local_only: bool = False,
+) -> Path:
     """Return the path of the first of the files ``names`` that ``model`` has.
 
     ``model`` is a folder, a hub id, or "tiny" for the bundled model whose folder ``tiny`` names.
+    With ``local_only`` nothing is downloaded: what the hub gave before is found all the same.
     Raises ``RewardError`` if none of the files is there or the hub cannot be reached, which
     ``advice`` tells how to do without.
     """
     is_bundled = bool(tiny) and model == "tiny"
     folder = bundled.folder(tiny) if is_bundled else Path(model).expanduser()
     if not is_bundled and not folder.is_dir():
-        return _download(model, names, advice)
+        return _download(model, names, advice, local_only)
     for name in names:
         if (folder / name).is_file():
             return folder / name
     raise RewardError(f"the folder {folder} has no {' or '.join(names)}")
 
 
-def _download(hub_id: str, names: tuple[str, ...], advice: str) -> Path:
+def _download(hub_id: str, names: tuple[str, ...], advice: str, local_only: bool) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     try:
         for name in names:
             try:
-                return Path(hf_hub_download(hub_id, name))
+                return Path(hf_hub_download(hub_id, name, local_files_only=local_only))
             except EntryNotFoundError as error:
                 absent = error
         raise absent

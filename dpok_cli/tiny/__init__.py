@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def folder(name: str = "pipeline") -> Path:
-    """Return the folder of a bundled model: ``pipeline``, ``image_reward`` or ``judge``."""
+    """Return the folder of a bundled model: ``pipeline``, or a reward's (``judge``, ``clip``)."""
     return Path(__file__).parent / name

@@ -313,7 +313,7 @@ def test_a_vocabulary_without_cls_or_with_a_token_twice_is_refused(vocab):
 def test_without_a_vocabulary_of_its_own_berts_is_asked_for(folder, monkeypatch):
     asked = []
 
-    def unreachable(hub_id, names, advice):
+    def unreachable(hub_id, names, advice, local_only):
         asked.append((hub_id, names))
         raise RewardError(f"no network; {advice}")
 

@@ -16,8 +16,10 @@ def hub(monkeypatch):
     """A hub with one model that has one file; lists what was asked of it."""
     asked = []
 
-    def download(model, name):
+    def download(model, name, local_files_only):
         asked.append((model, name))
+        if local_files_only:
+            raise EntryNotFoundError("not in the cache")
         if model != "org/model":
             raise ConnectionError("no route")
         if name != "b.pt":
@@ -48,6 +50,12 @@ def test_tiny_is_the_bundled_folder_and_never_the_hub(hub):
 def test_a_hub_id_gives_the_first_file_that_it_has(hub):
     assert str(find("org/model", "a.safetensors", "b.pt")) == "/cache/b.pt"
     assert hub == [("org/model", "a.safetensors"), ("org/model", "b.pt")]
+
+
+def test_nothing_is_downloaded_if_only_what_is_here_is_wanted(hub):
+    with pytest.raises(RewardError, match=r"cannot get b\.pt of 'org/model'"):
+        find("org/model", "b.pt", local_only=True)
+    assert hub == [("org/model", "b.pt")]
 
 
 @pytest.mark.parametrize("model", ["org/model", "org/other"])
