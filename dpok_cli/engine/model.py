@@ -17,6 +17,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.device import device_of
 from dpok_cli.engine.source import ADAPTER_FILE, check_adapter, check_source, locate
 from dpok_cli.errors import InputError
 
@@ -183,18 +184,6 @@ def _be_quiet() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
         library.disable_progress_bar()
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device that a name stands for; "auto" is what accelerate finds."""
-    from accelerate import PartialState
-
-    if name == "auto":
-        return PartialState().device
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device = {name!r}: {_first_line(error)}") from error
 
 
 def _put_on(pipeline: StableDiffusionPipeline, adapter: Path) -> None:

@@ -1,0 +1,80 @@
+"""Try a reward out on two pictures, as its author does first: does it load, score, how fast?"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.base import RewardModel
+
+SIZE = 256
+PROMPTS = ["a cat", "a dog"]  # the tiny world knows them too
+MOST_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of it."""
+
+    load_seconds: float
+    scores: tuple[float, float]  # of a colour gradient and of noise
+    images_per_second: float
+    batch_size: int  # how many images at a time that was measured with
+    peak_memory: int  # bytes: on a GPU of tensors there, on the CPU of the whole process
+
+
+def check(reward: RewardModel) -> Check:
+    """Load the reward and score two pictures of 256 x 256, then a batch against the clock.
+
+    Raises ``RewardError`` if it fails, scores outside its own range, or gives no gradients where
+    it says that it does.
+    """
+    cuda = torch.device(reward.device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(reward.device)
+    start = time.perf_counter()
+    reward.prepare()
+    loaded = time.perf_counter()
+    images = _pictures().to(reward.device)
+    scores = reward.score(images, PROMPTS).tolist()
+    if reward.range and not all(reward.range[0] <= score <= reward.range[1] for score in scores):
+        raise RewardError(f"{reward.name}: scored {scores}, outside its range {reward.range}")
+    if reward.differentiable:
+        _check_gradients(reward, images)
+    count = min(reward.batch_size, MOST_IMAGES)
+    batch, prompts = images[torch.arange(count) % 2], [PROMPTS[n % 2] for n in range(count)]
+    before = time.perf_counter()
+    reward.score(batch, prompts).tolist()  # waits for the device
+    speed = count / (time.perf_counter() - before)
+    memory = torch.cuda.max_memory_allocated(reward.device) if cuda else _process_memory()
+    return Check(loaded - start, (scores[0], scores[1]), speed, count, memory)
+
+
+def _pictures() -> Tensor:
+    """A colour gradient and noise, (2, 3, SIZE, SIZE)."""
+    ramp = torch.linspace(0, 1, SIZE)
+    across = ramp.expand(SIZE, SIZE)
+    gradient = torch.stack([across, across.T, 1 - across])
+    noise = torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return torch.stack([gradient, noise])
+
+
+def _check_gradients(reward: RewardModel, images: Tensor) -> None:
+    images = images.clone().requires_grad_()
+    scores = reward.score(images, PROMPTS, grad=True)
+    if not scores.requires_grad:
+        raise RewardError(f"{reward.name}: is differentiable, it says, but its scores are not")
+    (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
+    if gradient is None or not gradient.isfinite().all():
+        raise RewardError(f"{reward.name}: gives no gradients, or not finite ones, to the images")
+
+
+def _process_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
