@@ -40,6 +40,11 @@ class WeightedReward:
     def names(self) -> tuple[str, ...]:
         return tuple(self.rewards)
 
+    def prepare(self) -> None:
+        """Load every reward now; raises ``RewardError`` in the name of one that cannot be."""
+        for reward, _ in self.rewards.values():
+            reward.prepare()
+
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts, on their device.
 

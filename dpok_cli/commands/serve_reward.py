@@ -1,0 +1,48 @@
+"""`dpok serve-reward`: let other processes score with a reward that is installed here."""
+
+from typing import Annotated
+
+import typer
+
+from dpok_cli import console
+from dpok_cli.errors import InputError
+
+
+def serve_reward(
+    spec: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPEC", help="The reward, as --reward takes it.", show_default=False
+        ),
+    ],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; by default this machine alone can ask.")
+    ] = "127.0.0.1",
+    device: Annotated[str, typer.Option(help="Where to score: auto, cpu, cuda, ...")] = "auto",
+    max_megabytes: Annotated[int, typer.Option(min=1, help="The largest request taken.")] = 64,
+) -> None:
+    """Serve a reward over HTTP, for --reward http:url=... in another environment or machine.
+
+    There is no password: whoever reaches the port may ask. Ctrl-C ends it.
+
+    Example: dpok serve-reward image-reward --port 8000
+    """
+    from dpok_cli.rewards.manager import build
+
+    build([spec])  # what can be refused without torch is refused before it is imported
+    from dpok_cli.engine.device import device_of
+    from dpok_cli.rewards.serve import RewardServer
+
+    reward = build([spec], device_of(device))
+    reward.prepare()
+    try:
+        server = RewardServer(host, port, reward, max_megabytes * 10**6)
+    except OSError as error:
+        raise InputError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Give another --host or --port."
+        ) from error
+    with server:
+        address = f"http://{host}:{server.server_port}"
+        console.say(f"Serving {spec}; use it with: --reward http:url={address}", console.out)
+        server.serve_forever()

@@ -1,0 +1,87 @@
+"""Serve a reward over HTTP, for the reward ``http``: POST to ``/score`` as ``wire`` has it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock
+from typing import Any
+
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.wire import unpack
+
+
+class RewardServer(ThreadingHTTPServer):
+    """Answers POST ``/score`` with the weighted sum, and GET ``/`` with the rewards' names.
+
+    Requests are read side by side and scored one after another. A request that cannot be used is
+    answered 4xx, a reward that fails 500, each with ``{"error": ...}``; neither ends the server.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, reward: WeightedReward, max_bytes: int):
+        self.reward, self.max_bytes = reward, max_bytes
+        self.lock = Lock()
+        super().__init__((host, port), _Handler)
+
+    def score(self, body: bytes) -> list[float]:
+        """Raises ``ValueError`` if the body cannot be used, ``RewardError`` if the reward fails."""
+        images, prompts = unpack(body)
+        with self.lock:
+            scores: list[float] = self.reward.score(images, prompts).total.tolist()
+        return scores
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep silent of clients that went away."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RewardServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds for a client that stops in the middle
+
+    def do_GET(self) -> None:
+        if self.path == "/":
+            self._answer(200, {"rewards": self.server.reward.names})
+        else:
+            self._answer(404, {"error": "only / and /score are here"})
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.path.rstrip("/") != "/score":
+            return self._refuse(404, "only / and /score are here")
+        if not (length.isascii() and length.isdigit()):
+            return self._refuse(411, "the request needs a Content-Length")
+        if len(length) > 12 or int(length) > self.server.max_bytes:
+            return self._refuse(413, f"the request is larger than {self.server.max_bytes} bytes")
+        body = self.rfile.read(int(length))
+        try:
+            self._answer(200, {"scores": self.server.score(body)})
+        except ValueError as error:
+            self._answer(400, {"error": str(error)})
+        except RewardError as error:
+            self._answer(500, {"error": str(error)})
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Answer without reading the body, which ends the connection."""
+        self.close_connection = True
+        self._answer(status, {"error": why})
+
+    def _answer(self, status: int, message: dict[str, Any]) -> None:
+        body = json.dumps(message).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of each request."""

@@ -1,0 +1,76 @@
+"""Images and prompts as JSON, for a reward in another process: pictures are PNG, in base64.
+
+    {"prompts": ["a cat"], "images": ["iVBORw0..."]}  ->  {"scores": [0.25]}
+
+A PNG holds 8 bits a channel, so a remote reward sees what would be saved to a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: The most pixels that ``unpack`` takes, of all images together: 64 of 1024 x 1024.
+MAX_PIXELS = 2**26
+
+
+def pack(images: Tensor, prompts: list[str]) -> bytes:
+    """Write RGB float images (B, 3, H, W) in [0, 1] and their B prompts."""
+    from dpok_cli.rewards.images import to_pil
+
+    pictures = []
+    for image in images:
+        file = BytesIO()
+        to_pil(image).save(file, "PNG", compress_level=1)
+        pictures.append(base64.b64encode(file.getvalue()).decode("ascii"))
+    return json.dumps({"prompts": prompts, "images": pictures}).encode()
+
+
+def unpack(body: bytes) -> tuple[Tensor, list[str]]:
+    """Read what ``pack`` wrote; raises ``ValueError`` saying what is wrong with anything else."""
+    import torch
+
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("the body is no JSON") from None
+    prompts, pictures = _strings(message, "prompts"), _strings(message, "images")
+    if len(prompts) != len(pictures):
+        raise ValueError(f"{len(pictures)} images came with {len(prompts)} prompts")
+    if not pictures:
+        raise ValueError("no images came")
+    images: list[Tensor] = []
+    for text in pictures:
+        images.append(_picture(text, MAX_PIXELS - sum(image[0].numel() for image in images)))
+    if len({image.shape for image in images}) > 1:
+        raise ValueError("the images are not of one size")
+    return torch.stack(images), prompts
+
+
+def _strings(message: Any, key: str) -> list[str]:
+    values = message.get(key) if isinstance(message, dict) else None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{key!r} must be a list of strings")
+    return values
+
+
+def _picture(text: str, most: int) -> Tensor:
+    """Decode one PNG of at most so many pixels to float32 (3, H, W); they are counted first."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    try:
+        picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+        fits = picture.width * picture.height <= most
+        pixels = np.array(picture.convert("RGB")) if fits else None
+    except Exception:  # of many kinds, for a file that is broken somewhere
+        raise ValueError("an image is no PNG in base64") from None
+    if pixels is None:
+        raise ValueError(f"the images have more than {MAX_PIXELS} pixels together")
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 255

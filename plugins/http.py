@@ -1,0 +1,136 @@
+"""The reward ``http``: one that runs in another process, environment or machine.
+
+``dpok serve-reward`` serves any installed reward so; ``dpok_cli.rewards.wire`` says what to answer
+for one that cannot be installed beside dpok.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from threading import Event
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from dpok_cli import RewardModel, hookimpl
+from dpok_cli.errors import RewardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Answers that a server gives while it is starting, stopping or busy.
+PASSING = (429, 502, 503, 504)
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
+
+
+class Http(RewardModel):
+    """The score of a reward that is served at ``url``, as `dpok serve-reward` does it."""
+
+    name = "http"
+    batch_size = 256
+
+    @dataclass(frozen=True)
+    class Options:
+        """How to ask ``url``: ``batch`` images a request, ``in_flight`` requests at a time.
+
+        A request may take ``timeout`` seconds. One that fails is sent again, with growing pauses,
+        for up to ``retry`` seconds after it first failed.
+        """
+
+        url: str
+        batch: int = 8
+        in_flight: int = 4
+        timeout: float = 60.0
+        retry: float = 120.0
+
+        def __post_init__(self) -> None:
+            try:
+                parts = urlsplit(self.url)
+                usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+            except ValueError:  # the port is no number, or too large
+                usable = False
+            if not usable:
+                raise ValueError(f"url={self.url!r} must be of the form http://host:port")
+            if min(self.batch, self.in_flight) < 1 or self.timeout <= 0 or self.retry < 0:
+                raise ValueError("batch, in_flight and timeout must be above 0, retry not below")
+
+    def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
+        import torch
+
+        stop = Event()
+        starts = range(0, len(prompts), self.options.batch)
+        chunks = [slice(start, start + self.options.batch) for start in starts]
+        with ThreadPoolExecutor(self.options.in_flight) as pool:
+            answers = [
+                pool.submit(self._ask, images[chunk], prompts[chunk], stop) for chunk in chunks
+            ]
+            try:
+                done, _ = wait(answers, return_when=FIRST_EXCEPTION)
+                for answer in done:
+                    answer.result()  # raises what went wrong
+            finally:
+                stop.set()  # if one has failed for good, the others need not try on
+                pool.shutdown(cancel_futures=True)
+        scores = [score for answer in answers for score in answer.result()]
+        return torch.tensor(scores, dtype=torch.float32)
+
+    def _ask(self, images: Tensor, prompts: list[str], stop: Event) -> list[float]:
+        """Send one request until it is answered; raises ``RewardError`` if it never is."""
+        from dpok_cli.rewards.wire import pack
+
+        body, pause, deadline = pack(images, prompts), FIRST_PAUSE, None
+        while True:
+            try:
+                status, answer = self._post(body)
+                if status not in PASSING:
+                    return self._scores(status, answer, len(prompts))
+                why = f"answered {status}"
+            except (OSError, HTTPException) as error:
+                why = f"{type(error).__name__}: {error}"
+            deadline = deadline or time.monotonic() + self.options.retry
+            if stop.is_set() or time.monotonic() + pause > deadline:
+                raise RewardError(
+                    f"{self.options.url} did not answer for {self.options.retry:g} s ({why});"
+                    " start its server again, or give it longer with retry=SECONDS"
+                )
+            stop.wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _post(self, body: bytes) -> tuple[int, bytes]:
+        parts = urlsplit(self.options.url)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        assert parts.hostname
+        connection = kind(parts.hostname, parts.port, timeout=self.options.timeout)
+        try:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", f"{parts.path.rstrip('/')}/score", body, headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def _scores(self, status: int, body: bytes, count: int) -> list[float]:
+        try:
+            answer: Any = json.loads(body)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            answer = {}
+        if status != 200:
+            raise RewardError(
+                f"{self.options.url} answered {status}: {answer.get('error', 'no reason given')}"
+            )
+        scores = answer.get("scores")
+        if not isinstance(scores, list) or len(scores) != count:
+            raise RewardError(f"{self.options.url} gave no list of {count} scores")
+        if not all(isinstance(score, int | float) for score in scores):
+            raise RewardError(f"{self.options.url} gave scores that are no numbers")
+        return scores
+
+
+@hookimpl
+def register_rewards(register):
+    register(Http)
