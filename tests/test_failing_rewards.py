@@ -1,0 +1,106 @@
+"""A reward that fails in the second round: the run ends in its name, and keeps the first round."""
+
+import json
+import threading
+import tomllib
+
+import pytest
+
+from dpok_cli.rewards import manager
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.serve import RewardServer
+from dpok_plugins.http import Http
+
+
+class Redness(RewardModel):
+    """How red the image is, in the first round; then what ``then`` makes of it."""
+
+    name = "redness"
+    then = staticmethod(lambda scores: scores)
+
+    def load(self):
+        self.calls = 0
+
+    def score_batch(self, images, prompts):
+        self.calls += 1
+        scores = images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+        return scores if self.calls == 1 else self.then(scores)
+
+
+@pytest.fixture
+def train(dpok, pipeline_folder, monkeypatch):
+    """Train for three rounds with a reward."""
+    rewards = {cls.name: manager.Entry(cls, "dpok-test", "1") for cls in (Redness, Http)}
+    monkeypatch.setattr(manager, "registry", lambda: manager.Registry(rewards))
+    settings = {
+        "model": pipeline_folder,
+        "prompt": "a red cat",
+        "rounds": 3,
+        "samples-per-round": 2,
+        "num-inference-steps": 2,
+        "batch-size": 2,
+        "updates-per-round": 1,
+        "lora-rank": 2,
+        "evaluation-samples": 0,
+        "sample-every": 0,
+        "device": "cpu",
+        "name": "broken",
+    }
+    flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    return lambda spec: dpok("train-rl", *flags, "--reward", spec)
+
+
+def check_ended(result, told, run):
+    """The error is one line and code 1, and all that was written is whole."""
+    assert (result.code, result.out) == (1, "")
+    last = result.err.splitlines()[-1]
+    assert last.startswith(f"Error: {told}"), last
+    assert "Traceback" not in result.err
+    (line,) = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["round"] == 1
+    assert tomllib.loads((run / "config.toml").read_text())["rounds"] == 3
+    assert (run / "plots" / "metrics.png").stat().st_size > 0
+    assert [file for file in run.rglob("*") if file.name.endswith(".tmp")] == []
+
+
+def raises(scores):
+    raise RuntimeError("out of\npaper")
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (raises, "redness: RuntimeError: out of paper"),
+        (lambda scores: scores * float("nan"), "redness: returned nan for 'a red cat'"),
+        (lambda scores: scores * 0 + float("inf"), "redness: returned inf for 'a red cat'"),
+        (lambda scores: scores - float("inf"), "redness: returned -inf for 'a red cat'"),
+        (lambda scores: scores[:1], "redness: returned float32 (1,), not float (2,)"),
+        (lambda scores: scores[:, None], "redness: returned float32 (2, 1), not float (2,)"),
+        (lambda scores: scores.long(), "redness: returned int64 (2,), not float (2,)"),
+        (lambda scores: scores.tolist(), "redness: returned list, not a tensor"),
+    ],
+    ids="raises nan inf -inf length rank dtype list".split(),
+)
+def test_a_reward_that_fails_ends_the_run_in_its_name(train, tmp_path, monkeypatch, then, told):
+    monkeypatch.setattr(Redness, "then", staticmethod(then))
+    check_ended(train("redness"), told, tmp_path / "runs" / "broken")
+
+
+def test_a_reward_that_hangs_over_http_ends_the_run_too(train, tmp_path, monkeypatch):
+    asleep = threading.Event()
+
+    def hang(scores):
+        asleep.wait(30)
+        return scores
+
+    monkeypatch.setattr(Redness, "then", staticmethod(hang))
+    server = RewardServer("127.0.0.1", 0, WeightedReward([(Redness(), 1.0)]), 10**6)
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        result = train(f"http:url={url},timeout=2,retry=0")
+        asleep.set()
+        server.shutdown()
+    told = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server again"
+    check_ended(result, told, tmp_path / "runs" / "broken")
