@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint demo clean
+.PHONY: install test lint demo parity clean
 
 install: .venv/.installed
 
@@ -23,6 +23,18 @@ demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
+
+# Compares image-reward with the published package, which needs an environment of its own (some
+# gigabytes, and Python 3.11). Not in CI.
+parity: PARITY := build/parity
+parity: install
+	test -x $(PARITY)/venv/bin/python || $(PYTHON) -m venv $(PARITY)/venv
+	$(PARITY)/venv/bin/python -m pip install -q timm==0.6.13 transformers==4.30.2 'numpy<2' \
+		'torch<2.7' torchvision 'setuptools<70' wheel
+	$(PARITY)/venv/bin/python -m pip install -q --no-deps --no-build-isolation \
+		image-reward==1.5 fairscale==0.4.13
+	$(PARITY)/venv/bin/python examples/parity/image_reward.py theirs $(PARITY)/checkpoint
+	$(BIN)/python examples/parity/image_reward.py ours $(PARITY)/checkpoint
 
 # Leaves runs/ and what the recipe in examples/ keeps under build/.
 clean:
