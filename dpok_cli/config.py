@@ -19,6 +19,9 @@ ClipForm = Literal["ppo", "clamp"]
 AdvantageForm = Literal["reward", "value", "prompt"]
 Schedule = Literal["constant", "linear", "cosine"]
 
+#: The trackers that accelerate knows; "" is none.
+TRACKERS = ("tensorboard wandb mlflow comet_ml aim clearml dvclive swanlab trackio").split()
+
 #: ``--model tiny`` is the bundled pipeline; everything else is a hub id or a folder.
 TINY = "tiny"
 
@@ -155,6 +158,9 @@ class TrainRLConfig(SamplingConfig):
             self.timestep_fraction,
             "in (0, 1]",
         )
+        if self.tracker and self.tracker not in TRACKERS:
+            advice = suggest(self.tracker, TRACKERS)
+            raise InputError(f"tracker = {self.tracker!r}: accelerate has no such tracker.{advice}")
         _must(bool(self.lora_targets), "lora_targets", list(self.lora_targets), "layer names")
         _must(
             Path(self.name).name == self.name and self.name not in {".", ".."},

@@ -73,6 +73,9 @@ def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
     from dpok_cli.engine.train_rl import train_rl as rounds
 
     model = load(settings)
+    # Before the run folder is made, since the model may not have such layers.
+    targets = settings.lora_targets
+    model.add_adapter(settings.lora_rank, settings.lora_alpha, targets, settings.seed)
     reward = build(settings.rewards, model.device)
     run = RunFolder.create(settings, "train-rl")
     if not quiet:
@@ -115,8 +118,8 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
     buffer = f", drawn from the last {settings.buffer_size}" if settings.buffer_size else ""
     parts = f" ({batch} x {accumulation})" if accumulation > 1 else ""
     return (
-        f"A round: {images} images x {steps} steps; {fresh} of {images * steps} transitions{buffer},"
-        f" in {settings.updates_per_round} updates of {batch * accumulation}{parts}."
+        f"A round: {images} images x {steps} steps; {fresh} of {images * steps} transitions"
+        f"{buffer}, in {settings.updates_per_round} updates of {batch * accumulation}{parts}."
         f" Rounds: {settings.rounds}, with {settings.rounds * images} images and"
         f" {settings.rounds * settings.updates_per_round} updates in all."
     )

@@ -17,7 +17,8 @@ def per_prompt(rewards: Tensor, prompts: Sequence[str]) -> Tensor:
     for prompt in dict.fromkeys(prompts):
         own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
         group = rewards[own] if own.sum() > 1 else rewards
-        advantages[own] = (rewards[own] - group.mean()) / (group.std(correction=0) + 1e-6)
+        mean = group[0] + (group - group[0]).mean()  # without rounding where all are equal
+        advantages[own] = (rewards[own] - mean) / (group.std(correction=0) + 1e-6)
     return advantages
 
 

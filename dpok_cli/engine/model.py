@@ -14,6 +14,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from dpok_cli.config import SamplingConfig
@@ -33,10 +34,11 @@ class DiffusionModel:
         self.pipeline = pipeline
         #: What a forward goes through; a training loop puts what accelerate prepared here.
         self.unet: nn.Module = pipeline.unet
-        self.scheduler = DDIMScheduler.from_config(
-            # A scheduler without the key never clipped, while DDIM's default is to clip.
-            {"clip_sample": False} | dict(pipeline.scheduler.config)
-        )
+        # A scheduler without the key never clipped, while DDIM's default is to clip. Without the
+        # note of what was left to defaults, which would undo what the pipeline changed in place.
+        scheduler = {"clip_sample": False} | dict(pipeline.scheduler.config)
+        scheduler.pop("_use_default_values", None)
+        self.scheduler = DDIMScheduler.from_config(scheduler)
         scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         self.latent_shape = (
@@ -87,14 +89,19 @@ class DiffusionModel:
         """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w)."""
         vae = self.pipeline.vae
         latents = (latents / vae.config.scaling_factor).to(vae.dtype)
-        images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
+        with torch.autocast(self.device.type, enabled=False):
+            images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
         return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
         """Add a LoRA (Hu et al. 2021) that changes nothing yet; ``alpha`` 0 is ``rank``.
 
-        Raises InputError if no layer of the UNet is called like any of ``targets``.
+        Raises InputError if no layer of the UNet is called like one of ``targets``.
         """
+        layers = [name for name, _ in self.pipeline.unet.named_modules()]
+        for target in targets:  # peft takes those that are there and drops the rest
+            if not any(f".{layer}".endswith(f".{target}") for layer in layers):
+                raise InputError(f"lora_targets {target!r}: the UNet has no such layer.")
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha or rank,
@@ -103,12 +110,7 @@ class DiffusionModel:
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            try:
-                self.pipeline.unet.add_adapter(config, adapter_name=ADAPTER)
-            except ValueError as error:
-                raise InputError(
-                    f"lora_targets {', '.join(targets)}: the UNet has no such layers."
-                ) from error
+            self.pipeline.unet.add_adapter(config, adapter_name=ADAPTER)
         for parameter in self.adapter_parameters():
             parameter.data = parameter.data.float()  # optimizers need them in float32
 
@@ -164,12 +166,18 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # every library has its own for a file that is not right
         raise InputError(
             f"Cannot load the model {config.model}: {_first_line(error)}"
             " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"
             " that this machine has or can download."
         ) from error
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if not known // 2 < words <= known:  # transformers makes up a tokenizer if files are missing
+        raise InputError(
+            f"Cannot load the model {config.model}: its tokenizer has {words} tokens and its text"
+            f" encoder {known}. Are its vocabulary files there?"
+        )
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     pipeline.vae.float()  # half precision overflows in SD's decoder
@@ -195,6 +203,15 @@ def _put_on(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
             f"The adapter {adapter} does not fit this model: {_first_line(error)}"
             " Give --model the model that it was trained on."
         ) from error
+    with safe_open(folder / name, "pt") as file:
+        given = sum(key.endswith(".weight") for key in file.keys())  # noqa: SIM118
+    parts = (pipeline.unet, pipeline.text_encoder)
+    taken = sum(".lora_" in key for part in parts for key, _ in part.named_parameters())
+    if given != taken:
+        raise InputError(
+            f"The adapter {adapter} does not fit this model: it has {given} weights, of"
+            f" which the model takes {taken}. Give --model the model that it was trained on."
+        )
 
 
 def _first_line(error: BaseException) -> str:

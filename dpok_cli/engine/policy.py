@@ -5,12 +5,15 @@ x_{t-1} ~ N(mu_theta(x_t, t, z), sigma_t^2 I). That is the policy of DPOK's Mark
 (Fan et al. 2023, Sec. 4.1); guidance is inside mu. All of it is computed in float32.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
+
+from dpok_cli.errors import InputError
 
 #: Steps whose sigma is smaller are deterministic: they have no density, so no log-prob.
 MIN_STD = 1e-4
@@ -35,11 +38,19 @@ class Denoising:
         eta: float,
         device: str | torch.device = "cpu",
     ) -> "Denoising":
-        """Take the steps of a diffusers scheduler; leaves the scheduler's own state alone."""
-        scheduler = DDIMScheduler.from_config(scheduler.config)
+        """Take the steps of a diffusers scheduler; leaves the scheduler's own state alone.
+
+        Raises InputError for more steps than the model was trained for.
+        """
+        trained = scheduler.config.num_train_timesteps
+        if num_inference_steps > trained:
+            raise InputError(
+                f"num_inference_steps = {num_inference_steps}: this model has {trained} at most."
+            )
+        scheduler = copy.deepcopy(scheduler)
         scheduler.set_timesteps(num_inference_steps)
         timesteps = scheduler.timesteps.long()
-        previous = timesteps - scheduler.config.num_train_timesteps // num_inference_steps
+        previous = timesteps - trained // num_inference_steps
         alpha_bar = scheduler.alphas_cumprod[timesteps]
         alpha_bar_prev = torch.where(
             previous >= 0,

@@ -48,13 +48,21 @@ def sample(
 
 
 def grid(images: Sequence[Tensor], columns: int) -> "Image":
-    """Lay images (3, H, W) of one size out in rows of ``columns``, two pixels apart."""
+    """Lay images (3, H, W) of one size out in rows of ``columns``, with gaps between them.
+
+    Images under 192 pixels are enlarged by a whole factor, so that a person sees their pixels.
+    """
     from PIL import Image
 
-    height, width = images[0].shape[1:]
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (width + 2) - 2, rows * (height + 2) - 2), "white")
-    for place, image in enumerate(images):
-        spot = (place % columns * (width + 2), place // columns * (height + 2))
-        sheet.paste(to_pil(image), spot)
+    pictures = [to_pil(image) for image in images]
+    factor = max(1, 192 // max(pictures[0].size))
+    width, height = (factor * side for side in pictures[0].size)
+    gap = 2 * factor
+    rows = -(-len(pictures) // columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", size, "white")
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
     return sheet

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl, log_prob
 from dpok_cli.engine.rollout import Transitions, rollout, transitions
 from dpok_cli.engine.run import RunFolder, write_atomically
 from dpok_cli.engine.sample import grid, sample
-from dpok_cli.errors import TrainingError
+from dpok_cli.errors import InputError, TrainingError
 from dpok_cli.rewards.combined import Scores, WeightedReward
 
 Metrics = dict[str, float]
@@ -39,18 +40,22 @@ def train_rl(
     """Train ``model``'s adapter, yielding each round's metrics (docs/algorithms.md lists them).
 
     ``model`` gets an adapter if it has none. With a ``run`` folder, metrics, sample grids and the
-    adapter are kept there; the adapter is saved whenever a grid is drawn, and at the end.
-    Raises RewardError if the reward fails, TrainingError if the loss is not finite.
+    adapter are kept there; the adapter is saved whenever a grid is drawn, and however it ends.
+    Raises InputError for settings that leave nothing to train, RewardError if the reward fails,
+    TrainingError if images, loss or gradient are not finite.
     """
     trainer = Trainer(config, model, reward, run)
     trainer.draw_grid(0)
-    for number in range(1, config.rounds + 1):
-        yield trainer.round(number)
-        last = number == config.rounds
-        if last or (config.sample_every and number % config.sample_every == 0):
-            trainer.draw_grid(number)
-            trainer.save()
-    trainer.close()
+    try:
+        for number in range(1, config.rounds + 1):
+            yield trainer.round(number)
+            last = number == config.rounds
+            if last or (config.sample_every and number % config.sample_every == 0):
+                trainer.draw_grid(number)
+                trainer.save()
+    finally:  # an error or a stop leaves what was reached
+        trainer.save()
+        trainer.close()
 
 
 class Trainer:
@@ -64,10 +69,14 @@ class Trainer:
         run: RunFolder | None,
     ):
         self.config, self.model, self.reward, self.run = config, model, reward, run
+        if not config.prompts:
+            raise InputError("prompts: there is none to draw for.")
+        # accelerate keeps a process's first precision; a notebook may go on in another.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             cpu=model.device.type == "cpu",
             mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-            log_with=config.tracker or None,
+            log_with=config.tracker if run and config.tracker else None,
             project_dir=run.path if run else None,
         )
         if not model.adapter_parameters():
@@ -79,6 +88,11 @@ class Trainer:
         self.denoising = Denoising.of(
             model.scheduler, config.num_inference_steps, config.eta, model.device
         )
+        if not len(self.denoising.stochastic):
+            raise InputError(
+                f"eta = {config.eta} and num_inference_steps = {config.num_inference_steps} leave"
+                " no step with noise in it, so there is no policy: raise them."
+            )
         self.optimizer = torch.optim.AdamW(
             model.adapter_parameters(),
             lr=config.learning_rate,
@@ -114,6 +128,8 @@ class Trainer:
         """Roll out, score, take the advantage, update; returns the round's metrics."""
         config, started = self.config, time.perf_counter()
         prompt, seeds = self.draw(number)
+        # Whoever drew between two rounds may have left another negative prompt.
+        self.prompt_embeds = self.model.encode(config.prompts, config.negative_prompt)
         with self.accelerator.autocast():
             trajectories = rollout(
                 self.model,
@@ -123,6 +139,11 @@ class Trainer:
                 seeds,
                 config.guidance_scale,
                 config.sample_batch_size,
+            )
+        if not trajectories.images.isfinite().all():
+            raise TrainingError(
+                f"The images of round {number} are not finite. Lower --learning-rate, or train in"
+                " --precision fp32."
             )
         drawn = time.perf_counter()
         texts = [config.prompts[row] for row in prompt.tolist()]
@@ -172,11 +193,13 @@ class Trainer:
         assert self.buffer is not None
         random = torch.Generator().manual_seed(self.seed_of(number, "updates"))
         order = _endless(len(self.buffer), config.batch_size, random)
+        # A buffer that holds less than an update asks for is gone through once.
+        batches = min(config.gradient_accumulation, -(-len(self.buffer) // config.batch_size))
         losses: list[Loss] = []
         norms: list[Tensor] = []
         first_deviation = 0.0
         for update in range(config.updates_per_round):
-            for _ in range(config.gradient_accumulation):
+            for _ in range(batches):
                 rows = next(order)
                 loss = self.loss(self.buffer[rows.to(self.model.device)])
                 if not loss.loss.isfinite():
@@ -184,13 +207,19 @@ class Trainer:
                         f"The loss is {loss.loss.item()} in round {number}. Lower --learning-rate"
                         " or --alpha, or train in --precision fp32."
                     )
-                self.accelerator.backward(loss.loss / config.gradient_accumulation)
+                self.accelerator.backward(loss.loss / batches)
                 losses.append(loss)
                 if update == 0:  # nothing has moved yet: fresh transitions must have a ratio of 1
                     deviations = (loss.ratio[rows.to(loss.ratio.device) < self.fresh] - 1).abs()
                     first_deviation = max(first_deviation, *deviations.tolist(), 0.0)
             parameters = self.model.adapter_parameters()
             norms.append(self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
+            # fp16's gradient scaler skips such a step by itself.
+            if not norms[-1].isfinite() and config.precision != "fp16":
+                raise TrainingError(
+                    f"The gradient is not finite in round {number}. Lower --learning-rate or"
+                    " --alpha, or train in --precision fp32."
+                )
             self.optimizer.step()
             self.schedule.step()
             self.optimizer.zero_grad()
@@ -285,13 +314,14 @@ class Trainer:
         config = self.config
         if not self.run or not config.sample_every or not config.sample_count:
             return
-        each = max(1, config.sample_count // len(config.prompts))
+        prompts = config.prompts[: config.sample_count]
+        each = config.sample_count // len(prompts)
         rows = self.model.unet_rows
         with self.accelerator.autocast():
-            images = [one.image for one in sample(self.model, config.prompts, range(each), config)]
+            images = [one.image for one in sample(self.model, prompts, range(each), config)]
         self.model.unet_rows = rows  # the metric counts training alone
         self.run.samples.mkdir(exist_ok=True)
-        columns = each if len(config.prompts) > 1 else max(1, round(each**0.5))
+        columns = each if len(prompts) > 1 else max(1, round(each**0.5))
         grid(images, columns).save(self.run.samples / f"round-{number:05d}.png")
 
     def save(self) -> None:

@@ -20,7 +20,7 @@ from dpok_cli.tiny.words import (
 from stage import SEED
 from world import HELD_OUT
 
-SAMPLES = 128
+SAMPLES = 64
 
 
 def main(work: Path, output: Path) -> None:

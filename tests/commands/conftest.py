@@ -58,6 +58,9 @@ class RunFolder:
 class Model:
     device = "cpu"
 
+    def add_adapter(self, rank, alpha, targets, seed):
+        pass
+
     def __init__(self, adapter):
         self.adapter = adapter
 

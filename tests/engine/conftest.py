@@ -18,7 +18,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dpok_cli.config import TrainRLConfig
-from dpok_cli.engine.model import DiffusionModel, load
+from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 
@@ -94,3 +94,99 @@ def make_pipeline(scheduler=None, *, blocks=(8, 16), seed=0):
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+class Green(RewardModel):
+    """How much greener than red and blue an image is."""
+
+    name = "green"
+
+    def score_batch(self, images, prompts):
+        red, green, blue = images.mean(dim=(2, 3)).unbind(1)
+        return green - (red + blue) / 2
+
+
+@pytest.fixture(scope="session")
+def build():
+    """Builds pipelines: ``build(scheduler, blocks=..., seed=...)``."""
+    return make_pipeline
+
+
+@pytest.fixture(scope="session")
+def template():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(template, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    template.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_model(template):
+    """Makes models that share no state; one of a scheduler of its own if asked."""
+
+    def make(**scheduler) -> DiffusionModel:
+        pipeline = copy.deepcopy(template)
+        pipeline.scheduler = DDIMScheduler(**SD_NOISE | scheduler)
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.requires_grad_(False).eval()
+        return DiffusionModel(pipeline)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model) -> DiffusionModel:
+    return make_model()
+
+
+@pytest.fixture
+def make_config(pipeline_folder):
+    """Makes configs of the least work; what is given goes over them."""
+
+    def make(kind=TrainRLConfig, **changes):
+        small = dict(
+            model=str(pipeline_folder),
+            prompts=PROMPTS,
+            num_inference_steps=4,
+            guidance_scale=1.0,
+            sample_batch_size=4,
+            device="cpu",
+        )
+        if kind is TrainRLConfig:
+            small |= dict(
+                rewards=("green",),
+                rounds=2,
+                samples_per_round=4,
+                updates_per_round=2,
+                batch_size=4,
+                lora_rank=4,
+                learning_rate=1e-2,
+                sample_every=0,
+                evaluation_samples=4,
+                tracker="",
+            )
+        return kind(**small | changes)
+
+    return make
+
+
+@pytest.fixture
+def green() -> WeightedReward:
+    return WeightedReward([(Green(), 1.0)])
+
+
+@pytest.fixture
+def shake():
+    """Moves an adapter away from zero, so that it matters."""
+
+    def shake(model, size=0.3, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.adapter_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.data += (size * noise).to(parameter.dtype)
+
+    return shake
