@@ -4,7 +4,6 @@ Its images are 16 x 16, its latents 4 x 8 x 8; nothing here needs the bundled mo
 """
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -113,12 +112,12 @@ def build():
 
 
 @pytest.fixture(scope="session")
-def template():
+def template() -> StableDiffusionPipeline:
     return make_pipeline()
 
 
 @pytest.fixture(scope="session")
-def pipeline_folder(template, tmp_path_factory) -> Path:
+def pipeline_folder(template, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pipeline")
     template.save_pretrained(folder)
     return folder
@@ -128,7 +127,7 @@ def pipeline_folder(template, tmp_path_factory) -> Path:
 def make_model(template):
     """Makes models that share no state; one of a scheduler of its own if asked."""
 
-    def make(**scheduler) -> DiffusionModel:
+    def make(**scheduler):
         pipeline = copy.deepcopy(template)
         pipeline.scheduler = DDIMScheduler(**SD_NOISE | scheduler)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -139,7 +138,7 @@ def make_model(template):
 
 
 @pytest.fixture
-def model(make_model) -> DiffusionModel:
+def model(make_model):
     return make_model()
 
 

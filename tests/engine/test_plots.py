@@ -18,7 +18,7 @@ def test_metrics_are_drawn_in_green_and_blue(rounds, tmp_path):
     with Image.open(file) as picture:
         assert picture.format == "PNG"
         assert picture.size == (840, 600)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20)}
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
     assert {(44, 160, 44), (31, 119, 180)} <= colours
 
 
@@ -29,6 +29,6 @@ def test_pictures_stand_side_by_side_under_their_titles():
     assert sheet.crop((0, 28, 64, 60)).tobytes() == before.tobytes()
     assert sheet.crop((80, 28, 180, 76)).tobytes() == after.tobytes()
     for left in (0, 80):  # some ink, on white
-        low, high = sheet.crop((left, 0, left + 60, 28)).convert("L").getextrema()
-        assert low < 64
-        assert high == 255
+        pixels = sheet.crop((left, 0, left + 60, 28)).convert("L").tobytes()
+        assert min(pixels) < 64
+        assert max(pixels) == 255

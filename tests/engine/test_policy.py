@@ -112,7 +112,8 @@ def test_a_step_without_noise_has_no_density(to_one, offset):
     quiet_end = to_one or offset == 0
     assert (denoising.std[-1] == 0) == quiet_end
     assert denoising.stochastic.tolist() == list(range(9 if quiet_end else 10))
-    mean, std = denoising.distribution(*torch.randn(2, 1, 4, 2, 2), torch.tensor([9]))
+    output, latents = torch.randn(2, 1, 4, 2, 2).unbind(0)
+    mean, std = denoising.distribution(output, latents, torch.tensor([9]))
     assert mean.isfinite().all()
     assert std.isfinite().all()
 
