@@ -7,6 +7,7 @@ samples of the paper's prompts and their unseen partners, and each category's li
 about TARGET of them are right.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -210,6 +211,10 @@ def main(work: Path, output: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(output / "pipeline", safe_serialization=True)
+    vae_config = output / "pipeline" / "vae" / "config.json"
+    kept = json.loads(vae_config.read_text())
+    kept.pop("_name_or_path", None)  # where it lay on the machine that made it
+    vae_config.write_text(json.dumps(kept, indent=2) + "\n")
     # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
     text_config = output / "pipeline" / "text_encoder" / "config.json"
     text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))
