@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dpok_cli.config import SampleConfig, TrainRLConfig
 from dpok_cli.engine.advantage import ValueFunction
 from dpok_cli.engine.model import load
+from dpok_cli.engine.policy import epsilon_kl, gaussian_kl
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.sample import sample
 from dpok_cli.engine.source import ADAPTER_FILE
@@ -177,7 +178,7 @@ def test_the_learning_rate_warms_up_and_falls(model, make_config, green):
 def test_the_same_seed_gives_the_same_adapter(make_model, make_config, green):
     def trained(seed):
         model = make_model()
-        torch.randn(seed + 1)  # the world's own random numbers do not matter
+        torch.rand(100)  # the world's own random numbers do not matter
         records = train(make_config(seed=seed, advantage="value"), model, green)
         return adapter(model), [record["reward/mean"] for record in records]
 
@@ -225,6 +226,43 @@ def test_accumulated_micro_batches_are_one_large_batch(make_model, make_config, 
     # Adam does not see the gradient's scale; its norm does
     for key in ("grad_norm", "loss", "kl"):
         assert record_of_parts[key] == pytest.approx(record[key], rel=1e-4, abs=1e-6), key
+
+
+def test_every_update_has_a_gradient_of_its_own(make_model, make_config, green):
+    """So slow that all updates on the same batch are the same."""
+
+    def norm(updates):
+        config = make_config(rounds=1, updates_per_round=updates, batch_size=8, learning_rate=1e-12)
+        return train(config, make_model(), green)[0]["grad_norm"]
+
+    assert norm(3) == pytest.approx(norm(1), rel=1e-4)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
+def test_the_kl_is_of_the_form_asked_for(model, shake, make_config, green, kl, guidance_scale):
+    trainer = Trainer(make_config(kl=kl, guidance_scale=guidance_scale), model, green, None)
+    trainer.round(1)
+    shake(model)
+    batch, denoising = buffer(trainer), trainer.denoising
+
+    def output():
+        timesteps, embeds = denoising.timesteps[batch.step], trainer.prompt_embeds[batch.prompt]
+        with torch.no_grad():
+            return model.predict(batch.latents, timesteps, embeds, guidance_scale)
+
+    policy = output()
+    with model.reference():
+        frozen = output()
+    if kl == "gaussian":
+        mean, std = denoising.distribution(policy, batch.latents, batch.step)
+        expected = gaussian_kl(
+            mean, denoising.distribution(frozen, batch.latents, batch.step)[0], std
+        )
+    else:
+        expected = epsilon_kl(policy, frozen)
+    assert trainer.loss(batch).kl.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert expected.mean() > 1e-3
 
 
 # -------------------------------------------------------------------------------------- learning
@@ -369,6 +407,15 @@ def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
     few = Trainer(make_config(**short), model, green, None)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
+
+
+def test_other_steps_are_trained_on_in_every_round(model, make_config, green):
+    trainer = Trainer(make_config(updates_per_round=1), model, green, None)
+    taken = []
+    for number in (1, 2, 3):
+        trainer.round(number)
+        taken.append(tuple(buffer(trainer).step.tolist()))
+    assert len(set(taken)) == 3
 
 
 def test_every_image_is_scored_for_its_own_prompt(model, make_config):
