@@ -43,13 +43,6 @@ def main(work: Path, output: Path) -> None:
     ]
     grid(shown, 12).save(output / "samples.png")
     lies = measured["diffusion"]["lie_rates"]
-    what = {
-        "colour": "a colour",
-        "count": "a count",
-        "composition": "two things",
-        "location": "a place",
-        "plain": "nothing but an animal",
-    }
     files = sorted(output.rglob("*.safetensors"))
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     text = template.format(
@@ -58,7 +51,7 @@ def main(work: Path, output: Path) -> None:
         places=", ".join(PLACES[:-1]) + " or before a plain backdrop",
         held_out=" and ".join(f'"{prompt}"' for prompt in HELD_OUT),
         target=measured["diffusion"]["target"],
-        lies="\n".join(f"| {what[name]} | {share:.0%} |" for name, share in lies.items()),
+        lies="\n".join(f"| {prompt} | {share:.0%} |" for prompt, share in lies.items()),
         samples=SAMPLES,
         rates="\n".join(rows),
         pairs=measured["image_reward"]["held_out_pairs_ranked_right"],
