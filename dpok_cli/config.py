@@ -74,32 +74,14 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
-class TrainRLConfig(SamplingConfig):
-    """`dpok train-rl`: DPOK (Fan et al., NeurIPS 2023, arXiv 2305.16381)."""
+class TrainingConfig(SamplingConfig):
+    """What every training has: rewards, the optimizer, the adapter and the run folder."""
 
     # Rewards, as NAME[=WEIGHT][:KEY=VALUE,...]
     rewards: tuple[str, ...] = ("image-reward:model=tiny",)
 
-    # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
-    rounds: int = 30
-    samples_per_round: int = 24
-    #: Share of a trajectory's transitions that is trained on, drawn anew for each trajectory.
-    timestep_fraction: float = 0.5
-    #: Transitions kept; 0 keeps just the round's own (on policy).
-    buffer_size: int = 0
-
-    # The objective
-    alpha: float = 1.0
-    beta: float = 0.01
-    kl: KLForm = "epsilon"
-    ratio_clip: float = 1e-2
-    clip_form: ClipForm = "ppo"
-    advantage: AdvantageForm = "prompt"
-    #: Advantages are clipped to [-advantage_clip, advantage_clip]; 0 leaves them alone.
-    advantage_clip: float = 5.0
-
-    # Optimisation: an optimizer step is on batch_size * gradient_accumulation transitions.
-    updates_per_round: int = 4
+    # Optimisation: an optimizer step is on batch_size * gradient_accumulation examples, over all
+    # processes together.
     batch_size: int = 60
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
@@ -111,19 +93,19 @@ class TrainRLConfig(SamplingConfig):
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
 
-    # The value function (advantage = "value")
-    value_learning_rate: float = 1e-4
-    value_updates: int = 5
-    value_batch_size: int = 256
-
     # The adapter; lora_alpha 0 is lora_rank, so that the adapter's scale is 1.
     lora_rank: int = 8
     lora_alpha: float = 0.0
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    #: An adapter to start from; the reference stays the model without it. "" starts from none.
+    init_adapter: str = ""
 
     # The run folder
     runs_dir: str = "runs"
     name: str = ""
+    #: Rounds (or, in SFT, steps) between checkpoints, and how many of them are kept.
+    checkpoint_every: int = 1
+    keep: int = 2
     #: Rounds between sample grids, and images in one (drawn from the same seeds each time).
     sample_every: int = 5
     sample_count: int = 16
@@ -134,30 +116,20 @@ class TrainRLConfig(SamplingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _must(self.eta > 0, "eta", self.eta, "> 0 to train (without noise there is no policy)")
         _must(bool(self.rewards), "rewards", list(self.rewards), "at least one reward")
-        for key in (
-            "rounds samples_per_round updates_per_round batch_size gradient_accumulation"
-            " value_updates value_batch_size lora_rank"
-        ).split():
+        for key in "batch_size gradient_accumulation lora_rank keep".split():
             _must(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         for key in (
-            "buffer_size sample_every sample_count evaluation_samples lr_warmup_steps"
-            " beta lora_alpha advantage_clip weight_decay"
+            "checkpoint_every sample_every sample_count evaluation_samples lr_warmup_steps"
+            " lora_alpha weight_decay"
         ).split():
             value = getattr(self, key)
             _must(math.isfinite(value) and value >= 0, key, value, "finite and >= 0")
-        for key in "alpha ratio_clip learning_rate value_learning_rate max_grad_norm".split():
+        for key in ("learning_rate", "max_grad_norm"):
             value = getattr(self, key)
             _must(math.isfinite(value) and value > 0, key, value, "finite and > 0")
         for key in ("adam_beta1", "adam_beta2"):
             _must(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)")
-        _must(
-            0 < self.timestep_fraction <= 1,
-            "timestep_fraction",
-            self.timestep_fraction,
-            "in (0, 1]",
-        )
         if self.tracker and self.tracker not in TRACKERS:
             advice = suggest(self.tracker, TRACKERS)
             raise InputError(f"tracker = {self.tracker!r}: accelerate has no such tracker.{advice}")
@@ -167,6 +139,55 @@ class TrainRLConfig(SamplingConfig):
             "name",
             self.name,
             "a plain folder name (--runs-dir says where it goes)",
+        )
+
+
+@dataclass(frozen=True)
+class TrainRLConfig(TrainingConfig):
+    """`dpok train-rl`: DPOK (Fan et al., NeurIPS 2023, arXiv 2305.16381)."""
+
+    # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
+    rounds: int = 30
+    samples_per_round: int = 24
+    #: Share of a trajectory's transitions that is trained on, drawn anew for each trajectory.
+    timestep_fraction: float = 0.5
+    #: Transitions kept; 0 keeps just the round's own (on policy).
+    buffer_size: int = 0
+    updates_per_round: int = 4
+
+    # The objective
+    alpha: float = 1.0
+    beta: float = 0.01
+    kl: KLForm = "epsilon"
+    ratio_clip: float = 1e-2
+    clip_form: ClipForm = "ppo"
+    advantage: AdvantageForm = "prompt"
+    #: Advantages are clipped to [-advantage_clip, advantage_clip]; 0 leaves them alone.
+    advantage_clip: float = 5.0
+
+    # The value function (advantage = "value")
+    value_learning_rate: float = 1e-4
+    value_updates: int = 5
+    value_batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _must(self.eta > 0, "eta", self.eta, "> 0 to train (without noise there is no policy)")
+        for key in (
+            "rounds samples_per_round updates_per_round value_updates value_batch_size"
+        ).split():
+            _must(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        for key in "buffer_size beta advantage_clip".split():
+            value = getattr(self, key)
+            _must(math.isfinite(value) and value >= 0, key, value, "finite and >= 0")
+        for key in "alpha ratio_clip value_learning_rate".split():
+            value = getattr(self, key)
+            _must(math.isfinite(value) and value > 0, key, value, "finite and > 0")
+        _must(
+            0 < self.timestep_fraction <= 1,
+            "timestep_fraction",
+            self.timestep_fraction,
+            "in (0, 1]",
         )
 
     @property
@@ -213,6 +234,7 @@ _PAPER = dict(
     lora_rank=4,
     sample_batch_size=10,
     sample_every=50,
+    checkpoint_every=10,
     weight_decay=1e-2,
 )
 

@@ -77,7 +77,7 @@ FLAGS = {
     ),
     "advantage_clip": Flag("Objective", "Largest size of an advantage; 0 is any."),
     "updates_per_round": Flag("Optimisation", "Optimizer steps in a round."),
-    "batch_size": Flag("Optimisation", "Transitions in one backward pass."),
+    "batch_size": Flag("Optimisation", "Examples in one backward pass, over all processes."),
     "gradient_accumulation": Flag("Optimisation", "Backward passes in an optimizer step."),
     "learning_rate": Flag("Optimisation", "AdamW's."),
     "lr_schedule": Flag("Optimisation", "What the learning rate does after the warm-up."),
@@ -95,9 +95,14 @@ FLAGS = {
     "lora_targets": Flag(
         "Adapter", "Layers of the UNet that get one; may be given again.", metavar="LAYER"
     ),
+    "init_adapter": Flag("Adapter", "One to start from, as a run's adapter/.", metavar="PATH"),
     "runs_dir": Flag("Run", "Where the run folders lie.", metavar="DIR"),
     "name": Flag("Run", "The run folder's name; by default the date and the command."),
     "seed": Flag("Run", "Of the noise and of everything else that is drawn."),
+    "checkpoint_every": Flag(
+        "Run", "Rounds between two checkpoints that --resume can go on from; 0 is none."
+    ),
+    "keep": Flag("Run", "Checkpoints kept."),
     "sample_every": Flag("Run", "Rounds between two sample grids; 0 is none."),
     "sample_count": Flag("Run", "Images in a sample grid."),
     "evaluation_samples": Flag("Run", "Images scored before and after; 0 is none."),
@@ -134,6 +139,15 @@ Category = Annotated[
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print results and errors only.", rich_help_panel="Run")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        help="Go on with a run, by its folder or name, or with the newest as 'latest'; its settings"
+        " are taken.",
+        rich_help_panel="Run",
+        metavar="RUN",
+    ),
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -187,6 +201,33 @@ def resolve(
         for key, value in ((under or {}) | given).items()
     }
     return config.resolve(kind, preset or TINY, file, **values)
+
+
+#: What may be another when a run is gone on with: how long it is, and what it tells.
+MAY_CHANGE = (
+    "rounds steps checkpoint_every keep sample_every sample_count evaluation_samples tracker device"
+    " runs_dir"
+).split()
+
+
+def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Config:
+    """Read the settings of a run that is gone on with, and put the flags that may change over them.
+
+    Raises InputError for a flag that would make it another run.
+    """
+    settings = config.resolve(kind, TINY, config_file)
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in flags.items()
+        if value not in (None, [])
+    }
+    for key, value in given.items():
+        if key not in MAY_CHANGE and value != getattr(settings, key):
+            raise InputError(
+                f"{key} = {value!r}: it is {getattr(settings, key)!r} in {config_file}, and cannot"
+                f" change while a run is gone on with; only {', '.join(MAY_CHANGE[:-1])} can."
+            )
+    return kind(**(vars(settings) | given))
 
 
 def parse_seeds(text: str) -> list[int]:

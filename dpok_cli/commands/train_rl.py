@@ -3,12 +3,15 @@
 import shlex
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from dpok_cli import console, options
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import TINY, TrainRLConfig, to_toml
 from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from dpok_cli.engine.run import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
 
@@ -20,6 +23,7 @@ def train_rl(
     print_config: options.PrintConfig = False,
     prompts_file: options.PromptsFile = None,
     category: options.Category = None,
+    resume: options.Resume = None,
     quiet: options.Quiet = False,
     **flags: Any,
 ) -> None:
@@ -30,6 +34,13 @@ def train_rl(
 
     Example: dpok train-rl --prompt "a green colored rabbit"
     """
+    if resume:
+        if preset or config or prompts_file or category:
+            raise InputError("--resume takes the run's own settings: leave out other sources.")
+        run = _open(resume, flags)
+        settings = options.resume(TrainRLConfig, flags, run.config)
+        _train(settings, quiet, run)
+        return
     settings = options.resolve(
         TrainRLConfig,
         flags,
@@ -45,51 +56,73 @@ def train_rl(
         raise InputError(
             'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
         )
-    _train(settings, quiet, is_default=not (preset or config or flags["model"]))
+    if not quiet and not (preset or config or flags["model"]):
+        console.say(
+            "Using the bundled tiny model; --preset sd15 is the paper's run on Stable"
+            " Diffusion v1.5."
+        )
+    _train(settings, quiet)
 
 
-def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
+def _open(run: str, flags: dict[str, Any]) -> "RunFolder":
+    from dpok_cli.engine.run import RunFolder
+
+    return RunFolder.open(run, flags["runs_dir"] or TrainRLConfig.runs_dir)
+
+
+def _train(settings: TrainRLConfig, quiet: bool, run: "RunFolder | None" = None) -> None:
     from dpok_cli.engine.run import RunFolder
     from dpok_cli.engine.source import check_source
     from dpok_cli.rewards.manager import build
 
     # What can be refused without torch is refused before it is imported.
     build(settings.rewards)
-    RunFolder.check_free(settings)
+    if run is None:
+        RunFolder.check_free(settings)
     check_source(settings.model)
-
-    if not quiet:
-        if is_default:
-            console.say(
-                "Using the bundled tiny model; --preset sd15 is the paper's run on Stable"
-                " Diffusion v1.5."
-            )
-        console.say(batch_arithmetic(settings))
 
     keep_freed_memory()
     from dpok_cli.engine.compare import compare
     from dpok_cli.engine.model import load
     from dpok_cli.engine.plots import plot_metrics
+    from dpok_cli.engine.processes import create_run, is_main
+    from dpok_cli.engine.stop import Stop
     from dpok_cli.engine.train_rl import train_rl as rounds
 
+    quiet = quiet or not is_main()
+    if not quiet:
+        console.say(batch_arithmetic(settings))
     model = load(settings)
     # Before the run folder is made, since the model may not have such layers.
     targets = settings.lora_targets
     model.add_adapter(settings.lora_rank, settings.lora_alpha, targets, settings.seed)
     reward = build(settings.rewards, model.device)
-    run = RunFolder.create(settings, "train-rl")
+    reward.prepare()
+    run = run or create_run(settings, "train-rl")
+    go_on = f"dpok train-rl --resume {shlex.quote(str(run.path))}"
     if not quiet:
         console.say(f"Run folder: {run.path}")
+
+    def tell() -> None:
+        if not quiet:
+            console.say("Stopping at the next point where nothing is lost; again to stop at once.")
+
     try:
-        with console.TrainingView(settings, quiet) as view:
-            for record in rounds(settings, model, reward, run):
+        with Stop(tell) as stop, console.TrainingView(settings, quiet) as view:
+            for record in rounds(settings, model, reward, run, stop.__bool__):
                 view.show(record)
     except KeyboardInterrupt:
-        console.say(f"Interrupted; what was reached is in {run.path}.")
+        console.say(f"Interrupted; go on with: {go_on}")
         raise
     finally:
-        if history := run.history():
+        if is_main() and (history := run.history()):
             plot_metrics(history, run.plots / "metrics.png")
+    if stop:
+        if not quiet:
+            console.say(f"Stopped; go on with: {go_on}")
+        raise typer.Exit(stop.exit_code)
+    if not is_main():
+        return
     summary = compare(model, reward, settings, run, _held_out(settings, reward))
     if "before" in summary:
         before, after = summary["before"], summary["after"]

@@ -3,7 +3,7 @@
 import json
 
 from dpok_cli import __version__
-from dpok_cli.config import TrainRLConfig, to_toml
+from dpok_cli.config import TrainingConfig, to_toml
 from dpok_cli.engine.source import ADAPTER_FILE, locate
 
 CARD = """\
@@ -46,7 +46,7 @@ image = pipe(
 """
 
 
-def adapter_card(config: TrainRLConfig, samples: int, clip_sample: bool) -> str:
+def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool) -> str:
     """Return the card (Markdown) of an adapter that ``samples`` images went into so far."""
     return CARD.format(
         base=config.model,

@@ -5,6 +5,7 @@ Policy and reference share one UNet: the reference is the UNet with the adapter 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
@@ -24,6 +25,20 @@ from dpok_cli.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the UNet is told: B prompts, and the negative prompt that guidance leads away from."""
+
+    prompts: Tensor  # (B, L, D)
+    negative: Tensor  # (1, L, D)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> "Conditioning":
+        return Conditioning(self.prompts[rows], self.negative)
 
 
 class DiffusionModel:
@@ -48,33 +63,31 @@ class DiffusionModel:
         )
         #: UNet batch rows so far, guidance counted twice.
         self.unet_rows = 0
-        self._negative: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
         return self.pipeline.unet.device
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Tensor:
-        """Return embeddings (B, L, D) of the prompts; keep the negative prompt's for guidance."""
+    def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
+        """Return the embeddings of the B prompts and of the negative one."""
         texts = [*prompts, negative_prompt]
         embeds, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
-        self._negative = embeds[-1:]
-        return embeds[:-1]
+        return Conditioning(embeds[:-1], embeds[-1:])
 
     def predict(
-        self, latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, guidance_scale: float
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float
     ) -> Tensor:
         """Return the guided output (B, C, H, W) for latents (B, C, H, W) at timesteps (B,).
 
         Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) takes both halves through
-        the UNet at once; a ``guidance_scale`` of 1 or less is none. ``encode`` comes first.
+        the UNet at once; a ``guidance_scale`` of 1 or less is none.
         """
         dtype = self.pipeline.unet.dtype
         guided = guidance_scale > 1
+        prompt_embeds = conditioning.prompts
         if guided:
-            assert self._negative is not None
-            negative = self._negative.expand(len(prompt_embeds), -1, -1)
+            negative = conditioning.negative.expand(len(prompt_embeds), -1, -1)
             prompt_embeds = torch.cat([negative, prompt_embeds])
             latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
         self.unet_rows += len(latents)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.model import Conditioning, DiffusionModel
 from dpok_cli.engine.policy import Denoising, log_prob
 
 
@@ -54,7 +54,7 @@ class Transitions:
 def denoise(
     model: DiffusionModel,
     denoising: Denoising,
-    prompt_embeds: Tensor,
+    conditioning: Conditioning,
     seeds: Sequence[int],
     guidance_scale: float,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -65,7 +65,7 @@ def denoise(
     of ``StableDiffusionPipeline`` given one CPU generator a sample.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape, device = model.latent_shape, prompt_embeds.device
+    shape, device = model.latent_shape, conditioning.prompts.device
 
     def noise() -> Tensor:
         drawn = [torch.randn(shape, generator=generator) for generator in generators]
@@ -75,7 +75,7 @@ def denoise(
     yield latents, latents, torch.ones(len(latents), 1, 1, 1, device=device)
     for index in range(len(denoising)):
         step = torch.full((len(latents),), index, device=device)
-        output = model.predict(latents, denoising.timesteps[step], prompt_embeds, guidance_scale)
+        output = model.predict(latents, denoising.timesteps[step], conditioning, guidance_scale)
         mean, std = denoising.distribution(output, latents, step)
         latents = mean + std * noise() if bool(denoising.std[index] > 0) else mean
         yield latents, mean, std
@@ -85,51 +85,52 @@ def denoise(
 def rollout(
     model: DiffusionModel,
     denoising: Denoising,
-    prompt_embeds: Tensor,
+    conditioning: Conditioning,
     prompt: Tensor,
     seeds: Sequence[int],
     guidance_scale: float,
     batch_size: int,
-) -> Trajectories:
-    """Draw one trajectory a seed; ``prompt`` (M,) are rows of ``prompt_embeds`` (P, L, D)."""
-    parts = []
+) -> Iterator[Trajectories]:
+    """Draw one trajectory a seed, ``batch_size`` at a time, yielding them as they are drawn.
+
+    ``prompt`` (M,) are rows of ``conditioning``.
+    """
     stochastic = set(denoising.stochastic.tolist())
     for start in range(0, len(seeds), batch_size):
         rows = prompt[start : start + batch_size]
-        steps = denoise(
-            model,
-            denoising,
-            prompt_embeds[rows],
-            seeds[start : start + batch_size],
-            guidance_scale,
-        )
+        batch = seeds[start : start + batch_size]
+        steps = denoise(model, denoising, conditioning[rows], batch, guidance_scale)
         path, log_probs = [next(steps)[0]], []
         for index, (latents, mean, std) in enumerate(steps):
             path.append(latents)
             likely = log_prob(latents, mean, std) if index in stochastic else torch.zeros_like(std)
             log_probs.append(likely.flatten())
         images = model.decode(path[-1])
-        parts.append(Trajectories(rows, torch.stack(path, 1), torch.stack(log_probs, 1), images))
-    return Trajectories.cat(parts)
+        yield Trajectories(rows, torch.stack(path, 1), torch.stack(log_probs, 1), images)
+
+
+def choose_steps(
+    samples: int, stochastic: Tensor, fraction: float, generator: torch.Generator
+) -> Tensor:
+    """Choose a share of the stochastic steps for each trajectory, anew for each: long (M, kept).
+
+    ``stochastic`` holds the steps to choose from; ``fraction`` is in (0, 1], and at least one step
+    a trajectory is taken.
+    """
+    kept = max(1, round(fraction * len(stochastic)))
+    order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)
+    return stochastic[order[:, :kept].to(stochastic.device)]
 
 
 def transitions(
-    trajectories: Trajectories,
-    rewards: Tensor,
-    advantages: Tensor,
-    stochastic: Tensor,
-    fraction: float,
-    generator: torch.Generator,
+    trajectories: Trajectories, rewards: Tensor, advantages: Tensor, steps: Tensor
 ) -> Transitions:
-    """Take a share of each trajectory's stochastic steps, drawn anew for each trajectory.
+    """Take the chosen ``steps`` (M, kept) of each trajectory: M * kept transitions.
 
-    ``rewards`` and ``advantages`` are (M,); ``stochastic`` holds the steps to choose from;
-    ``fraction`` is in (0, 1], and at least one step a trajectory is taken.
+    ``rewards`` and ``advantages`` are (M,).
     """
-    samples = len(rewards)
-    kept = max(1, round(fraction * len(stochastic)))
-    order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)
-    step = stochastic[order[:, :kept].to(stochastic.device)].flatten()  # (M * kept,)
+    samples, kept = steps.shape
+    step = steps.flatten()
     sample = torch.arange(samples, device=step.device).repeat_interleave(kept)
     return Transitions(
         latents=trajectories.latents[sample, step],

@@ -6,31 +6,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dpok_cli.config import TrainRLConfig, to_toml
+from dpok_cli.config import TrainingConfig, to_toml
 from dpok_cli.errors import InputError
 
 
 class RunFolder:
-    """``runs/NAME``: config.toml, metrics.jsonl, summary.json, adapter/, samples/ and plots/."""
+    """``runs/NAME``: config.toml, metrics.jsonl, summary.json and the folders below."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.samples = path / "samples"
         self.plots = path / "plots"
 
     @staticmethod
-    def check_free(config: TrainRLConfig) -> None:
+    def check_free(config: TrainingConfig) -> None:
         """Raise InputError if the config names a run folder that is there and not empty."""
         path = Path(config.runs_dir) / config.name
         if config.name and path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} is there already. Give --name another name, or remove it.")
 
     @classmethod
-    def create(cls, config: TrainRLConfig, command: str) -> "RunFolder":
+    def create(cls, config: TrainingConfig, command: str) -> "RunFolder":
         """Make the folder and write the resolved config; a run without a name gets the date's.
 
         Raises InputError if it is there already, or cannot be made.
@@ -67,10 +68,17 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        """Return the lines of metrics.jsonl."""
+        """Return the lines of metrics.jsonl; a last one that was cut off does not count."""
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text("utf-8").splitlines()]
+        lines = self.metrics.read_text("utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def cut(self, number: int) -> None:
+        """Drop the metrics of all that came after round (or step) ``number``."""
+        if self.metrics.exists():
+            kept = [record for record in self.history() if record["round"] <= number]
+            write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def read_config(self) -> dict[str, Any]:
         """Return config.toml."""

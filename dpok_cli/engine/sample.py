@@ -36,12 +36,12 @@ def sample(
     """
     denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta, model.device)
     wanted = [(row, seed) for row in range(len(prompts)) for seed in seeds]
-    embeds = model.encode(prompts, config.negative_prompt)
+    conditioning = model.encode(prompts, config.negative_prompt)
     for start in range(0, len(wanted), config.sample_batch_size):
         chunk = wanted[start : start + config.sample_batch_size]
         rows = [row for row, _ in chunk]
         *_, (latents, _, _) = denoise(
-            model, denoising, embeds[rows], [seed for _, seed in chunk], config.guidance_scale
+            model, denoising, conditioning[rows], [seed for _, seed in chunk], config.guidance_scale
         )
         for (row, seed), image in zip(chunk, model.decode(latents).cpu(), strict=True):
             yield Sample(prompts[row], seed, image)

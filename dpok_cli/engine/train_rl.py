@@ -7,28 +7,24 @@ reference (the adapter is switched off instead) and latents rounded to half prec
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from diffusers.optimization import get_scheduler
 from torch import Tensor
 
 from dpok_cli.config import TrainRLConfig
+from dpok_cli.engine import checkpoint
 from dpok_cli.engine.advantage import ValueFunction, per_prompt
-from dpok_cli.engine.card import adapter_card
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.objective import Loss, dpok_loss
 from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl, log_prob
-from dpok_cli.engine.rollout import Transitions, rollout, transitions
-from dpok_cli.engine.run import RunFolder, write_atomically
-from dpok_cli.engine.sample import grid, sample
-from dpok_cli.errors import InputError, TrainingError
+from dpok_cli.engine.processes import all_objects, check_shares, mean_over, own, together
+from dpok_cli.engine.rollout import Trajectories, Transitions, choose_steps, rollout, transitions
+from dpok_cli.engine.run import RunFolder
+from dpok_cli.engine.trainer import Metrics, Trainer, mean, optimizer_state
+from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.combined import Scores, WeightedReward
-
-Metrics = dict[str, float]
 
 
 def train_rl(
@@ -36,55 +32,53 @@ def train_rl(
     model: DiffusionModel,
     reward: WeightedReward,
     run: RunFolder | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Metrics]:
     """Train ``model``'s adapter, yielding each round's metrics (docs/algorithms.md lists them).
 
-    ``model`` gets an adapter if it has none. With a ``run`` folder, metrics, sample grids and the
-    adapter are kept there; the adapter is saved whenever a grid is drawn, and however it ends.
-    Raises InputError for settings that leave nothing to train, RewardError if the reward fails,
-    TrainingError if images, loss or gradient are not finite.
+    ``model`` gets an adapter if it has none. With a ``run`` folder, metrics, sample grids,
+    checkpoints and the adapter are kept there, and a run that has checkpoints goes on from the
+    newest. Once ``stop()`` is true it ends where nothing is lost. Raises InputError for settings
+    that leave nothing to train, RewardError if the reward fails, TrainingError if images are not
+    finite, or too many losses or gradients in a row.
     """
-    trainer = Trainer(config, model, reward, run)
-    trainer.draw_grid(0)
+    trainer = RLTrainer(config, model, reward, run, stop)
     try:
-        for number in range(1, config.rounds + 1):
-            yield trainer.round(number)
-            last = number == config.rounds
-            if last or (config.sample_every and number % config.sample_every == 0):
-                trainer.draw_grid(number)
-                trainer.save()
+        trainer.resume()
+        if trainer.number == 0:
+            trainer.draw_grid(0)
+        for number in range(trainer.number + 1, config.rounds + 1):
+            metrics = trainer.round(number)
+            if metrics is None:
+                return
+            stopping = trainer.finish(number, config.rounds)
+            yield metrics
+            if stopping:
+                return
     finally:  # an error or a stop leaves what was reached
         trainer.save()
         trainer.close()
 
 
-class Trainer:
-    """What lives from round to round: adapter, optimizer, value function, buffer."""
+class RLTrainer(Trainer[TrainRLConfig]):
+    """The policy in training, with its value function and its buffer."""
 
     def __init__(
         self,
         config: TrainRLConfig,
         model: DiffusionModel,
         reward: WeightedReward,
-        run: RunFolder | None,
+        run: RunFolder | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ):
-        self.config, self.model, self.reward, self.run = config, model, reward, run
-        if not config.prompts:
-            raise InputError("prompts: there is none to draw for.")
-        # accelerate keeps a process's first precision; a notebook may go on in another.
-        AcceleratorState._reset_state()
-        self.accelerator = Accelerator(
-            cpu=model.device.type == "cpu",
-            mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-            log_with=config.tracker if run and config.tracker else None,
-            project_dir=run.path if run else None,
+        super().__init__(config, model, run, config.rounds * config.updates_per_round, stop)
+        self.reward = reward
+        check_shares(
+            self.accelerator.num_processes,
+            samples_per_round=config.samples_per_round,
+            batch_size=config.batch_size,
+            buffer_size=config.buffer_size,
         )
-        if not model.adapter_parameters():
-            targets = config.lora_targets
-            model.add_adapter(config.lora_rank, config.lora_alpha, targets, config.seed)
-        if config.gradient_checkpointing:
-            model.pipeline.unet.enable_gradient_checkpointing()
-        self.prompt_embeds = model.encode(config.prompts, config.negative_prompt)  # (P, L, D)
         self.denoising = Denoising.of(
             model.scheduler, config.num_inference_steps, config.eta, model.device
         )
@@ -93,76 +87,103 @@ class Trainer:
                 f"eta = {config.eta} and num_inference_steps = {config.num_inference_steps} leave"
                 " no step with noise in it, so there is no policy: raise them."
             )
-        self.optimizer = torch.optim.AdamW(
-            model.adapter_parameters(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
-        self.schedule = get_scheduler(
-            "constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
-            self.optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.rounds * config.updates_per_round,
-        )
-        # The schedule stays ours: accelerate's wrapper would step it once for every process.
-        model.unet, self.optimizer = self.accelerator.prepare(model.pipeline.unet, self.optimizer)
         self.value: ValueFunction | None = None
         if config.advantage == "value":
             with torch.random.fork_rng():
                 torch.manual_seed(config.seed)
-                self.value = ValueFunction(model.latent_shape[0], self.prompt_embeds.shape[-1])
+                width = self.conditioning.prompts.shape[-1]
+                self.value = ValueFunction(model.latent_shape[0], width)
             self.value.to(model.device)
             self.value_optimizer = torch.optim.AdamW(
                 self.value.parameters(), lr=config.value_learning_rate
             )
         self.buffer: Transitions | None = None
         self.fresh = 0  # the buffer's first rows, which this round's policy drew
-        self.samples = 0
-        if run and config.tracker:
-            self.accelerator.init_trackers("dpok")
 
     # -------------------------------------------------------------------------------- one round
 
-    def round(self, number: int) -> Metrics:
-        """Roll out, score, take the advantage, update; returns the round's metrics."""
-        config, started = self.config, time.perf_counter()
-        prompt, seeds = self.draw(number)
-        # Whoever drew between two rounds may have left another negative prompt.
-        self.prompt_embeds = self.model.encode(config.prompts, config.negative_prompt)
-        with self.accelerator.autocast():
-            trajectories = rollout(
-                self.model,
-                self.denoising,
-                self.prompt_embeds,
-                prompt,
-                seeds,
-                config.guidance_scale,
-                config.sample_batch_size,
-            )
-        if not trajectories.images.isfinite().all():
-            raise TrainingError(
-                f"The images of round {number} are not finite. Lower --learning-rate, or train in"
-                " --precision fp32."
-            )
-        drawn = time.perf_counter()
-        texts = [config.prompts[row] for row in prompt.tolist()]
-        scores = self.reward.score(trajectories.images, texts)
-        scored = time.perf_counter()
+    def round(self, number: int) -> Metrics | None:
+        """Roll out, score, take the advantage, update; returns the round's metrics.
 
-        self.samples += len(texts)
+        Returns None, with nothing changed, if it was asked to stop before the updates.
+        """
+        config, started, rows = self.config, time.perf_counter(), self.model.unet_rows
+        prompt, seeds = self.draw(number)
+        texts = [config.prompts[row] for row in prompt.tolist()]
+        try:
+            trajectories, scores, scoring = self.roll_out(prompt, seeds)
+        except RewardError:
+            self.model.unet_rows = rows
+            self.stop_here()
+            raise
+        drawn = time.perf_counter()
+        if self.should_stop():
+            self.model.unet_rows = rows
+            self.stop_here()
+            return None
+
+        self.samples += len(seeds)
         rewards = scores.total.to(self.model.device)
-        fresh = transitions(
-            trajectories,
-            rewards,
-            per_prompt(rewards, texts) if config.advantage == "prompt" else rewards,
+        advantages = per_prompt(rewards, texts) if config.advantage == "prompt" else rewards
+        steps = choose_steps(
+            len(seeds),
             self.denoising.stochastic,
             config.timestep_fraction,
             torch.Generator().manual_seed(self.seed_of(number, "timesteps")),
         )
-        self.remember(fresh)
+        mine = transitions(
+            trajectories,
+            own(rewards, self.accelerator),
+            own(advantages, self.accelerator),
+            own(steps, self.accelerator),
+        )
+        self.remember(together(mine, self.accelerator))
         metrics = self.update_value(number) | self.update(number)
-        return self.report(number, scores, metrics, (started, drawn, scored, time.perf_counter()))
+        seconds = (drawn - started - scoring, scoring, time.perf_counter() - drawn)
+        return self.report(number, scores, metrics, seconds)
+
+    def roll_out(self, prompt: Tensor, seeds: list[int]) -> tuple[Trajectories, Scores, float]:
+        """Draw and score this process's share of the round, batch by batch.
+
+        Returns its trajectories, everyone's scores, and the seconds that the scoring took. Raises
+        RewardError, in all processes, if the reward fails in one.
+        """
+        config, seconds = self.config, 0.0
+        drawn, scored, error = [], [], None
+        with self.accelerator.autocast():
+            for part in rollout(
+                self.model,
+                self.denoising,
+                self.conditioning,
+                own(prompt, self.accelerator),
+                own(seeds, self.accelerator),
+                config.guidance_scale,
+                config.sample_batch_size,
+            ):
+                if not part.images.isfinite().all():
+                    raise TrainingError(
+                        f"The images of round {self.number + 1} are not finite. Lower"
+                        " --learning-rate, or train in --precision fp32."
+                    )
+                drawn.append(part)
+                started = time.perf_counter()
+                try:
+                    texts = [config.prompts[row] for row in part.prompt.tolist()]
+                    scored.append(self.reward.score(part.images, texts))
+                except RewardError as failed:
+                    error = failed
+                    break
+                seconds += time.perf_counter() - started
+        for one in all_objects(error, self.accelerator):
+            if one:
+                raise one
+        mine = Scores.cat(scored)
+        total, *raw = (
+            together(values.to(self.model.device), self.accelerator)
+            for values in (mine.total, *mine.raw.values())
+        )
+        scores = Scores(total, dict(zip(mine.raw, raw, strict=True)))
+        return Trajectories.cat(drawn), scores, seconds
 
     def draw(self, number: int) -> tuple[Tensor, list[int]]:
         """Return the round's prompts (M,), each as often as any other, and a seed a sample."""
@@ -199,49 +220,40 @@ class Trainer:
         norms: list[Tensor] = []
         first_deviation = 0.0
         for update in range(config.updates_per_round):
-            for _ in range(batches):
-                rows = next(order)
-                loss = self.loss(self.buffer[rows.to(self.model.device)])
-                if not loss.loss.isfinite():
-                    raise TrainingError(
-                        f"The loss is {loss.loss.item()} in round {number}. Lower --learning-rate"
-                        " or --alpha, or train in --precision fp32."
-                    )
-                self.accelerator.backward(loss.loss / batches)
+            for batch in range(1, batches + 1):
+                rows = own(next(order), self.accelerator)
+                with self.part_of_update(last=batch == batches):
+                    loss = self.loss(self.buffer[rows.to(self.model.device)])
+                    self.accelerator.backward(loss.loss / batches)
                 losses.append(loss)
                 if update == 0:  # nothing has moved yet: fresh transitions must have a ratio of 1
                     deviations = (loss.ratio[rows.to(loss.ratio.device) < self.fresh] - 1).abs()
                     first_deviation = max(first_deviation, *deviations.tolist(), 0.0)
-            parameters = self.model.adapter_parameters()
-            norms.append(self.accelerator.clip_grad_norm_(parameters, config.max_grad_norm))
-            # fp16's gradient scaler skips such a step by itself.
-            if not norms[-1].isfinite() and config.precision != "fp16":
-                raise TrainingError(
-                    f"The gradient is not finite in round {number}. Lower --learning-rate or"
-                    " --alpha, or train in --precision fp32."
-                )
-            self.optimizer.step()
-            self.schedule.step()
-            self.optimizer.zero_grad()
+            norms.append(self.step())
+
+        def over_all(values: list[Tensor]) -> float:
+            return mean_over(values, self.accelerator)
+
         ratio = torch.cat([loss.ratio for loss in losses])
         return {
-            "kl": _mean(loss.kl for loss in losses),
-            "loss": _mean(loss.loss.detach() for loss in losses),
-            "ratio/mean": ratio.mean().item(),
-            "ratio/first_max_dev": first_deviation,
-            "clip_fraction": ((ratio - 1).abs() > config.ratio_clip).float().mean().item(),
-            "grad_norm": _mean(norms),
+            "kl": over_all([loss.kl for loss in losses]),
+            "loss": over_all([loss.loss.detach() for loss in losses]),
+            "ratio/mean": over_all([ratio]),
+            "ratio/first_max_dev": max(all_objects(first_deviation, self.accelerator)),
+            "clip_fraction": over_all([(ratio - 1).abs() > config.ratio_clip]),
+            "grad_norm": mean(norms),
+            "skipped": self.skipped,
             "learning_rate": self.schedule.get_last_lr()[0],
         }
 
     def loss(self, batch: Transitions) -> Loss:
         """DPOK's loss on a batch of transitions (``objective.dpok_loss``)."""
         config, denoising = self.config, self.denoising
-        timesteps, embeds = denoising.timesteps[batch.step], self.prompt_embeds[batch.prompt]
+        timesteps, texts = denoising.timesteps[batch.step], self.conditioning[batch.prompt]
         with self.accelerator.autocast():
-            output = self.model.predict(batch.latents, timesteps, embeds, config.guidance_scale)
+            output = self.model.predict(batch.latents, timesteps, texts, config.guidance_scale)
             with torch.no_grad(), self.model.reference():
-                frozen = self.model.predict(batch.latents, timesteps, embeds, config.guidance_scale)
+                frozen = self.model.predict(batch.latents, timesteps, texts, config.guidance_scale)
         mean, std = denoising.distribution(output, batch.latents, batch.step)
         if config.kl == "gaussian":
             frozen_mean, _ = denoising.distribution(frozen, batch.latents, batch.step)
@@ -251,7 +263,7 @@ class Trainer:
         advantage = batch.advantage
         if self.value is not None:
             with torch.no_grad():
-                advantage = batch.reward - self.value(batch.latents, embeds, timesteps)
+                advantage = batch.reward - self.value(batch.latents, texts.prompts, timesteps)
         if config.advantage_clip:
             advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
         return dpok_loss(
@@ -277,21 +289,21 @@ class Trainer:
         for _ in range(config.value_updates):
             batch = self.buffer[next(order).to(self.model.device)]
             timesteps = self.denoising.timesteps[batch.step]
-            expected = self.value(batch.latents, self.prompt_embeds[batch.prompt], timesteps)
+            embeds = self.conditioning.prompts[batch.prompt]
+            expected = self.value(batch.latents, embeds, timesteps)
             error = torch.nn.functional.mse_loss(expected, batch.reward)
             self.value_optimizer.zero_grad()
             error.backward()
             self.value_optimizer.step()
             errors.append(error.detach())
-        return {"value_loss": _mean(errors)}
+        return {"value_loss": mean(errors)}
 
     # ----------------------------------------------------------------------- what is left behind
 
     def report(
-        self, number: int, scores: Scores, metrics: Metrics, clock: tuple[float, ...]
+        self, number: int, scores: Scores, metrics: Metrics, seconds: tuple[float, float, float]
     ) -> Metrics:
-        """Put the round's metrics together and keep them in the run folder."""
-        seconds = np.diff(clock)
+        """Put the round's metrics together and keep them."""
         metrics = {
             "round": number,
             "samples": self.samples,
@@ -299,48 +311,35 @@ class Trainer:
             "reward/std": scores.total.std(correction=0).item(),
             **{f"reward/{name}": raw.mean().item() for name, raw in scores.raw.items()},
             **metrics,
-            "seconds/rollout": round(float(seconds[0]), 3),
-            "seconds/reward": round(float(seconds[1]), 3),
-            "seconds/update": round(float(seconds[2]), 3),
-            "unet_rows": self.model.unet_rows,
+            "seconds/rollout": round(seconds[0], 3),
+            "seconds/reward": round(seconds[1], 3),
+            "seconds/update": round(seconds[2], 3),
+            "unet_rows": self.model.unet_rows * self.accelerator.num_processes,
         }
-        if self.run:
-            self.run.append(metrics)
-            self.accelerator.log(metrics, step=number)
+        self.log(metrics)
         return metrics
 
-    def draw_grid(self, number: int) -> None:
-        """Draw the sample grid, from the same seeds each time."""
-        config = self.config
-        if not self.run or not config.sample_every or not config.sample_count:
-            return
-        prompts = config.prompts[: config.sample_count]
-        each = config.sample_count // len(prompts)
-        rows = self.model.unet_rows
-        with self.accelerator.autocast():
-            images = [one.image for one in sample(self.model, prompts, range(each), config)]
-        self.model.unet_rows = rows  # the metric counts training alone
-        self.run.samples.mkdir(exist_ok=True)
-        columns = each if len(prompts) > 1 else max(1, round(each**0.5))
-        grid(images, columns).save(self.run.samples / f"round-{number:05d}.png")
+    def state(self) -> checkpoint.Tree:
+        more: checkpoint.Tree = {"fresh": self.fresh}
+        if self.config.buffer_size and self.buffer is not None:
+            more["buffer"] = vars(self.buffer)
+        if self.value is not None:
+            more["value"] = self.value.state_dict()
+            more["value_optimizer"] = self.value_optimizer.state_dict()
+        return super().state() | more
 
-    def save(self) -> None:
-        """Write the adapter and its model card to the run folder."""
-        if self.run:
-            self.model.save_adapter(self.run.adapter)
-            clip_sample = self.model.scheduler.config.clip_sample
-            card = adapter_card(self.config, self.samples, clip_sample)
-            write_atomically(self.run.adapter / "README.md", card)
-
-    def close(self) -> None:
-        self.accelerator.end_training()
+    def load_state(self, state: checkpoint.Tree) -> None:
+        super().load_state(state)
+        device = self.model.device
+        self.fresh = state["fresh"]
+        if "buffer" in state:
+            self.buffer = Transitions(**{k: rows.to(device) for k, rows in state["buffer"].items()})
+        if self.value is not None:
+            self.value.load_state_dict(state["value"])
+            self.value_optimizer.load_state_dict(optimizer_state(state["value_optimizer"]))
 
 
 def _endless(length: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield batches of row numbers, (batch_size,) or fewer: pass after pass, shuffled anew."""
     while True:
         yield from torch.randperm(length, generator=generator).split(batch_size)
-
-
-def _mean(values: Iterable[Tensor]) -> float:
-    return torch.stack(list(values)).float().mean().item()

@@ -27,11 +27,11 @@ from stage import generator, note, pictures, train
 from vocabulary import bpe
 from world import HELD_OUT, caption, complete, lie, sample_asked
 
-STEPS, BATCH = 7500, 48
+STEPS, BATCH = 6000, 48
 CAPTIONS = 16_000
 TARGET = 0.3
 FIRST_RATES = {"colour": 0.2, "count": 0.1, "composition": 0.45, "location": 0.2}
-MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES, GAIN = 3000, 500, 24, 0.25
+MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES, GAIN = 2500, 500, 24, 0.25
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 3.0
 
 
@@ -221,6 +221,7 @@ def main(work: Path, output: Path) -> None:
         learning_rate=1.2e-3,
         work=work,
         ema=0.998,
+        warm_up=0.1,
         after_step=adjust,
         extra_state=state,
     )

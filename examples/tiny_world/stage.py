@@ -67,6 +67,7 @@ def train(
     work: Path,
     weight_decay: float = 0.01,
     ema: float = 0.0,
+    warm_up: float = 0.08,
     after_step: Callable[[int, nn.Module], None] | None = None,
     extra_state: dict | None = None,
 ) -> nn.Module:
@@ -80,7 +81,7 @@ def train(
         module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.08, final_div_factor=100
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up, final_div_factor=100
     )
     average = Average(module, ema) if ema else None
     state_file, first = work / f"{name}.state.pt", 0

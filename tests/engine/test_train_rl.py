@@ -18,7 +18,7 @@ from dpok_cli.engine.policy import epsilon_kl, gaussian_kl
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.sample import sample
 from dpok_cli.engine.source import ADAPTER_FILE
-from dpok_cli.engine.train_rl import Trainer, train_rl
+from dpok_cli.engine.train_rl import RLTrainer, train_rl
 from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -241,7 +241,7 @@ def test_every_update_has_a_gradient_of_its_own(make_model, make_config, green):
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
 def test_the_kl_is_of_the_form_asked_for(model, shake, make_config, green, kl, guidance_scale):
-    trainer = Trainer(make_config(kl=kl, guidance_scale=guidance_scale), model, green, None)
+    trainer = RLTrainer(make_config(kl=kl, guidance_scale=guidance_scale), model, green, None)
     trainer.round(1)
     shake(model)
     batch, denoising = buffer(trainer), trainer.denoising
@@ -328,14 +328,14 @@ def test_a_v_prediction_pipeline_trains(build, make_config, green, tmp_path):
 
 
 def test_the_raw_reward_as_advantage(model, make_config, green):
-    trainer = Trainer(make_config(advantage="reward"), model, green, None)
+    trainer = RLTrainer(make_config(advantage="reward"), model, green, None)
     trainer.round(1)
     assert torch.equal(buffer(trainer).advantage, buffer(trainer).reward)
     assert buffer(trainer).reward.unique().numel() == 4
 
 
 def test_the_advantage_among_the_samples_of_a_prompt(model, make_config, green):
-    trainer = Trainer(make_config(advantage="prompt"), model, green, None)
+    trainer = RLTrainer(make_config(advantage="prompt"), model, green, None)
     trainer.round(1)
     # two samples of each of two prompts: one is better, one is worse
     advantage, prompt = buffer(trainer).advantage, buffer(trainer).prompt
@@ -347,7 +347,7 @@ def test_the_advantage_among_the_samples_of_a_prompt(model, make_config, green):
 def test_the_advantage_over_the_value(model, make_config):
     """A value function that expects just what comes leaves nothing to learn."""
     config = make_config(advantage="value", beta=0.0, value_learning_rate=1e-9)
-    trainer = Trainer(config, model, only(Constant(2.0)), None)
+    trainer = RLTrainer(config, model, only(Constant(2.0)), None)
 
     class Expecting(ValueFunction):
         def __init__(self, value):
@@ -393,7 +393,7 @@ def test_equal_rewards_move_nothing(model, make_config):
 
 def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
     config = make_config(prompts=("a", "b", "c"), samples_per_round=8)
-    trainer = Trainer(config, model, green, None)
+    trainer = RLTrainer(config, model, green, None)
     drawn = [trainer.draw(number) for number in range(1, 30)]
     for prompt, seeds in drawn:
         counts = prompt.bincount(minlength=3).tolist()
@@ -404,13 +404,13 @@ def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
     assert torch.equal(again[0], drawn[6][0])
     assert again[1] == drawn[6][1]
     short = dict(prompts=("a", "b", "c"), samples_per_round=2)
-    few = Trainer(make_config(**short), model, green, None)
+    few = RLTrainer(make_config(**short), model, green, None)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
 
 
 def test_other_steps_are_trained_on_in_every_round(model, make_config, green):
-    trainer = Trainer(make_config(updates_per_round=1), model, green, None)
+    trainer = RLTrainer(make_config(updates_per_round=1), model, green, None)
     taken = []
     for number in (1, 2, 3):
         trainer.round(number)
@@ -428,7 +428,7 @@ def test_every_image_is_scored_for_its_own_prompt(model, make_config):
             return torch.tensor([float("rabbit" in prompt) for prompt in prompts])
 
     reward = Rabbit(0.0)
-    trainer = Trainer(make_config(advantage="reward"), model, only(reward), None)
+    trainer = RLTrainer(make_config(advantage="reward"), model, only(reward), None)
     trainer.round(1)
     assert sorted(reward.seen) == sorted(make_config().prompts * 2)
     assert torch.equal(buffer(trainer).reward, (buffer(trainer).prompt == 0).float())
@@ -443,7 +443,7 @@ def test_the_buffer_keeps_its_size_and_the_newest(make_model, make_config, green
         learning_rate=5e-2,
         advantage="reward",
     )
-    trainer = Trainer(config, make_model(**GENTLE), green, None)
+    trainer = RLTrainer(config, make_model(**GENTLE), green, None)
     trainer.round(1)
     assert len(buffer(trainer)) == trainer.fresh == 16
     first = buffer(trainer)
@@ -461,7 +461,7 @@ def test_the_buffer_keeps_its_size_and_the_newest(make_model, make_config, green
 def test_a_round_keeps_its_own_transitions_whatever_the_buffer(
     model, make_config, green, buffer_size
 ):
-    trainer = Trainer(make_config(buffer_size=buffer_size), model, green, None)
+    trainer = RLTrainer(make_config(buffer_size=buffer_size), model, green, None)
     for number in (1, 2):
         trainer.round(number)
         assert len(buffer(trainer)) == trainer.fresh == 8  # 4 samples, half of 4 steps
@@ -469,7 +469,7 @@ def test_a_round_keeps_its_own_transitions_whatever_the_buffer(
 
 def test_a_deterministic_last_step_is_never_trained_on(make_model, make_config, green):
     model = make_model(set_alpha_to_one=True, steps_offset=0)
-    trainer = Trainer(make_config(timestep_fraction=1.0, kl="gaussian"), model, green, None)
+    trainer = RLTrainer(make_config(timestep_fraction=1.0, kl="gaussian"), model, green, None)
     record = trainer.round(1)
     assert sorted(set(buffer(trainer).step.tolist())) == [0, 1, 2]
     assert all(math.isfinite(value) for value in record.values())

@@ -1,0 +1,119 @@
+"""Many processes that train one adapter: who draws what, and how it comes together again.
+
+A run is the same whatever the number of processes: `samples_per_round` and `batch_size` count over
+all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what one would do alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    PartialState,
+)
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import Tensor
+
+from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.run import RunFolder
+from dpok_cli.errors import InputError
+
+#: The other processes wait while the first one draws grids and measures.
+PATIENCE = timedelta(hours=2)
+
+Rows = TypeVar("Rows")
+
+
+def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
+    """Return accelerate's view of this run's processes, in the config's precision."""
+    # accelerate keeps a process's first precision; a notebook may go on in another.
+    AcceleratorState._reset_state()
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        kwargs_handlers=[
+            # Rollouts forward as often as a process needs, so a forward must not wait for others.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
+        **options,
+    )
+
+
+def check_shares(processes: int, **counts: int) -> None:
+    """Raise InputError for a count that the processes cannot share evenly."""
+    for key, count in counts.items():
+        if count % processes:
+            raise InputError(
+                f"{key} = {count}: {processes} processes cannot share it evenly; make it a multiple"
+                f" of {processes}."
+            )
+
+
+def own(rows: Rows, accelerator: Accelerator) -> Rows:
+    """Return this process's share of a tensor's rows, or of a list."""
+    return rows[accelerator.process_index :: accelerator.num_processes]  # type: ignore[index]
+
+
+def together(part: Rows, accelerator: Accelerator) -> Rows:
+    """Return, from each process's share of N rows, all of them in their order: undoes `own`.
+
+    ``part`` is a tensor (n, ...) or a dataclass of such.
+    """
+    if accelerator.num_processes == 1:
+        return part
+    if not isinstance(part, Tensor):
+        gathered = (
+            together(getattr(part, each.name), accelerator)
+            for each in fields(part)  # type: ignore[arg-type]
+        )
+        return type(part)(*gathered)
+    by_process = accelerator.gather(part.contiguous())
+    return by_process.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def all_objects(value: Any, accelerator: Accelerator) -> list[Any]:
+    """Return every process's value, in their order."""
+    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def anyone(asks: bool, accelerator: Accelerator) -> bool:
+    """Whether one of the processes says so; all of them get the same answer."""
+    if accelerator.num_processes == 1:
+        return asks
+    flag = torch.tensor([float(asks)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item() > 0)
+
+
+def mean_over(values: Sequence[Tensor], accelerator: Accelerator) -> float:
+    """Return the mean of tensors of any shape, over all processes."""
+    mean = torch.stack([value.float().mean() for value in values]).mean()
+    return accelerator.reduce(mean, "mean").item()
+
+
+def create_run(config: TrainingConfig, command: str) -> RunFolder:
+    """Make the run folder, once for all processes; raises InputError as `RunFolder.create`."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return RunFolder.create(config, command)
+    made: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            made = [RunFolder.create(config, command).path]
+        except InputError as error:
+            made = [error]
+    broadcast_object_list(made)
+    if isinstance(made[0], InputError):
+        raise made[0]
+    return RunFolder(made[0])
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return PartialState().is_main_process

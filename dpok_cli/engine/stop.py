@@ -1,0 +1,42 @@
+"""Stopping well: Ctrl-C and SIGTERM let a run reach a point where nothing is lost."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stop:
+    """Within ``with Stop() as stop``, a signal makes it true; a second one acts at once.
+
+    The loops look at it between batches, write a checkpoint and end. ``tell`` is called with the
+    first signal, so that a person sees that it was heard.
+    """
+
+    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
+        self.signal, self.tell = 0, tell
+
+    def __bool__(self) -> bool:
+        return self.signal != 0
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a program that the signal ended: 130 or 143."""
+        return 128 + self.signal
+
+    def __enter__(self) -> Self:
+        self._before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            self.__exit__()
+            raise KeyboardInterrupt
+        self.signal = number
+        self.tell()
