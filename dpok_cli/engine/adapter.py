@@ -1,0 +1,57 @@
+"""The weights of an adapter that a training starts from, checked against what it asks for."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.source import adapter_file, check_adapter
+from dpok_cli.errors import InputError
+
+
+def read_adapter(
+    adapter: Path, config: TrainingConfig, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Read LoRA weights in diffusers' format that are to replace ``own``, by the same names.
+
+    Raises InputError, which names the flag to give, if rank, scale or layers are others.
+    """
+    check_adapter(adapter, "--init-adapter")
+    try:
+        with safe_open(adapter_file(adapter), "pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"The adapter {adapter} cannot be read: {error}.") from error
+    ranks = {len(weight) for name, weight in weights.items() if ".lora_A." in name}
+    if len(ranks) == 1 and ranks != {config.lora_rank}:
+        (rank,) = ranks
+        raise InputError(
+            f"The adapter {adapter} is of rank {rank}, and lora_rank is {config.lora_rank}: give"
+            f" --lora-rank {rank}."
+        )
+    alpha = notes.get("unet.lora_alpha", config.lora_rank)
+    if alpha != (config.lora_alpha or config.lora_rank):
+        raise InputError(f"The adapter {adapter} has another scale: give --lora-alpha {alpha:g}.")
+    layers, own_layers = ({_layer(name) for name in names} for names in (weights, own))
+    if layers != own_layers:
+        flags = " ".join(f"--lora-targets {layer}" for layer in sorted(layers))
+        raise InputError(
+            f"The adapter {adapter} is on the layers {', '.join(sorted(layers)) or 'none'}, not on"
+            f" {', '.join(sorted(own_layers))}: give {flags or 'another'}."
+        )
+    if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in own.items()}:
+        raise InputError(
+            f"The adapter {adapter} does not fit this model. Give --model the model that it was"
+            " trained on."
+        )
+    return weights
+
+
+def _layer(name: str) -> str:
+    """Return what --lora-targets calls a weight's layer, as to_q or to_out.0."""
+    parts = name.partition(".lora_")[0].split(".")
+    return ".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:])
