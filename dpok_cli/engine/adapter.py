@@ -22,7 +22,7 @@ def read_adapter(
     check_adapter(adapter, "--init-adapter")
     try:
         with safe_open(adapter_file(adapter), "pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {_as_peft(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             notes = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"The adapter {adapter} cannot be read: {error}.") from error
@@ -49,6 +49,11 @@ def read_adapter(
             " trained on."
         )
     return weights
+
+
+def _as_peft(name: str) -> str:
+    """Return a weight's name as peft has it; diffusers writes its own and reads both."""
+    return name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
 
 
 def _layer(name: str) -> str:
