@@ -106,7 +106,7 @@ class Trainer(Generic[Config]):
             self._skipped_in_a_row += 1
         if finite or self.config.precision == "fp16":  # whose scaler skips by itself, and learns
             self.optimizer.step()
-        self.schedule.step()
+            self.schedule.step()
         self.optimizer.zero_grad()
         if self._skipped_in_a_row >= MAX_SKIPPED:
             raise TrainingError(

@@ -34,7 +34,8 @@ def same(a, b):
 def test_what_goes_in_comes_out(tmp_path):
     checkpoint.write(tmp_path, 3, STATE, keep=2)
     state, damaged = checkpoint.read_latest(tmp_path)
-    assert same(STATE, state) and damaged == []
+    assert same(STATE, state)
+    assert damaged == []
     assert not same(STATE | {"number": 4}, state)
 
 
@@ -81,7 +82,8 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage):
     damage(tmp_path / "000002")
     state, damaged = checkpoint.read_latest(tmp_path)
     assert state["number"] == 1
-    assert len(damaged) == 1 and str(tmp_path / "000002") in damaged[0]
+    assert len(damaged) == 1
+    assert str(tmp_path / "000002") in damaged[0]
     damage(tmp_path / "000001")
     with pytest.raises(InputError, match="whole"):
         checkpoint.read_latest(tmp_path)
@@ -99,7 +101,7 @@ def test_a_damaged_one_is_written_anew_and_a_whole_one_stays(tmp_path):
 def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
     checkpoint.write(tmp_path, 1, {"number": 1}, keep=2)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
     for place in ("save_file", "_flush"):

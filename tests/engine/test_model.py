@@ -351,10 +351,12 @@ def test_the_decoder_scales_and_clips(model):
 
 def test_embeddings_are_those_of_the_pipeline(model):
     embeds = model.encode(["a green rabbit", "two cats"], "blurred")
-    assert embeds.shape == (2, 16, 16)
+    assert embeds.prompts.shape == (2, 16, 16)
+    assert len(embeds) == 2
     with torch.no_grad():
         expected, negative = model.pipeline.encode_prompt("two cats", "cpu", 1, True, "blurred")
-    torch.testing.assert_close(embeds[1:], expected)
+    torch.testing.assert_close(embeds[1:].prompts, expected)
+    torch.testing.assert_close(embeds[1:].negative, negative)
     assert (expected - negative).abs().max() > 0.1
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dpok_cli.engine.policy import Denoising, log_prob
-from dpok_cli.engine.rollout import Trajectories, Transitions, rollout, transitions
+from dpok_cli.engine.rollout import Trajectories, Transitions, choose_steps, rollout, transitions
 
 # Noise from which an untrained UNet does not amplify latents far beyond what real ones are.
 GENTLE = dict(beta_end=0.004)
@@ -13,8 +13,8 @@ GENTLE = dict(beta_end=0.004)
 def draw(model, denoising, prompt, seeds, guidance_scale, batch_size):
     embeds = model.encode(["a green rabbit", "two cats"], "blurred")
     prompt = torch.tensor(prompt)
-    drawn = rollout(model, denoising, embeds, prompt, seeds, guidance_scale, batch_size)
-    return drawn, embeds
+    parts = rollout(model, denoising, embeds, prompt, seeds, guidance_scale, batch_size)
+    return Trajectories.cat(list(parts)), embeds
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
@@ -58,9 +58,8 @@ def test_log_probs_are_found_again_in_another_batch(
     shake(model, 0.1)
     denoising = Denoising.of(model.scheduler, 6, 1.0)
     drawn, embeds = draw(model, denoising, [0, 1] * 3, range(6), guidance_scale, 4)
-    taken = transitions(
-        drawn, torch.zeros(6), torch.zeros(6), denoising.stochastic, 1.0, torch.Generator()
-    )
+    steps = choose_steps(6, denoising.stochastic, 1.0, torch.Generator())
+    taken = transitions(drawn, torch.zeros(6), torch.zeros(6), steps)
     assert len(taken) == 36
     for start in range(0, 36, 9):
         batch = taken[slice(start, start + 9)]
@@ -82,7 +81,6 @@ def test_guidance_counts_twice(model):
 def test_guidance_is_inside_the_output(model):
     embeds = model.encode(["a green rabbit"], "blurred")
     negative = model.encode(["blurred"])
-    model.encode(["a green rabbit"], "blurred")
     latents, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
         guided, unguided, to_negative = (
@@ -120,14 +118,10 @@ def numbered(samples=3, steps=5):
 
 
 def take(stochastic, fraction, seed=0, samples=3):
-    return transitions(
-        numbered(samples),
-        torch.arange(samples) + 0.5,
-        torch.arange(samples) - 0.5,
-        torch.tensor(stochastic),
-        fraction,
-        torch.Generator().manual_seed(seed),
-    )
+    random = torch.Generator().manual_seed(seed)
+    steps = choose_steps(samples, torch.tensor(stochastic), fraction, random)
+    rewards, advantages = torch.arange(samples) + 0.5, torch.arange(samples) - 0.5
+    return transitions(numbered(samples), rewards, advantages, steps)
 
 
 def test_a_transition_is_two_neighbours_of_one_trajectory():
