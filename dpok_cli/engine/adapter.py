@@ -1,4 +1,4 @@
-"""The weights of an adapter that a training starts from, checked against what it asks for."""
+"""The file of an adapter: read to start from, and the same bytes for the same weights."""
 
 import json
 from collections.abc import Mapping
@@ -60,3 +60,14 @@ def _layer(name: str) -> str:
     """Return what --lora-targets calls a weight's layer, as to_q or to_out.0."""
     parts = name.partition(".lora_")[0].split(".")
     return ".".join(parts[-2:] if parts[-1].isdecimal() else parts[-1:])
+
+
+def in_order(file: bytes) -> bytes:
+    """Return a safetensors file with its header's keys in order.
+
+    safetensors writes the metadata's keys in any order, and so the same adapter as other bytes.
+    """
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dpok_cli.config import SamplingConfig, TrainingConfig
-from dpok_cli.engine.adapter import read_adapter
+from dpok_cli.engine.adapter import in_order, read_adapter
 from dpok_cli.engine.device import device_of
 from dpok_cli.engine.source import ADAPTER_FILE, check_adapter, check_source, locate
 from dpok_cli.errors import InputError
@@ -181,16 +181,19 @@ class DiffusionModel:
             get_peft_model_state_dict(unet, adapter_name=ADAPTER)
         )
         config = unet.peft_config[ADAPTER].to_dict()
+        temporary = f".{ADAPTER_FILE}"
         StableDiffusionPipeline.save_lora_weights(
             folder,
             unet_lora_layers=weights,
-            weight_name=ADAPTER_FILE,
+            weight_name=temporary,
             unet_lora_adapter_metadata={
                 key: sorted(value) if isinstance(value, set) else value
                 for key, value in config.items()
                 if key in ("r", "lora_alpha", "target_modules")
             },
         )
+        (folder / temporary).write_bytes(in_order((folder / temporary).read_bytes()))
+        (folder / temporary).replace(folder / ADAPTER_FILE)
 
 
 def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
