@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -96,20 +97,16 @@ class _Collector:
 
     def run(self, source: ImageSource, device: torch.device) -> bool:
         """Draw and score what is missing; returns whether all of it is there."""
-        if not self.accelerator.is_main_process:
-            self._begin(source)
-            return self._fill(source, device)
-        with self.store.locked():
-            self._begin(source)
-            return self._fill(source, device)
+        with ExitStack() as lock:
 
-    def _begin(self, source: ImageSource) -> None:
-        def begin() -> None:
-            if self.accelerator.is_main_process:
-                self.store.begin(source.settings)
+            def begin() -> None:
+                if self.accelerator.is_main_process:
+                    lock.enter_context(self.store.locked())
+                    self.store.begin(source.settings)
 
-        all_or_error(begin, self.accelerator)
-        self.store.read()  # what the first process has mended
+            all_or_error(begin, self.accelerator)
+            self.store.read()  # what the first process has mended
+            return self._fill(source, device)
 
     def _fill(self, source: ImageSource, device: torch.device) -> bool:
         rewards = {spec_of(one): one for one, _ in self.reward.rewards.values()}
