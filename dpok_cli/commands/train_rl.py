@@ -89,7 +89,8 @@ def _train(settings: TrainRLConfig, quiet: bool, run: "RunFolder | None" = None)
     from dpok_cli.engine.stop import Stop
     from dpok_cli.engine.train_rl import train_rl as rounds
 
-    quiet = quiet or not is_main()
+    main = is_main(settings.device)
+    quiet = quiet or not main
     if not quiet:
         console.say(batch_arithmetic(settings))
     model = load(settings)
@@ -115,13 +116,13 @@ def _train(settings: TrainRLConfig, quiet: bool, run: "RunFolder | None" = None)
         console.say(f"Interrupted; go on with: {go_on}")
         raise
     finally:
-        if is_main() and (history := run.history()):
+        if main and (history := run.history()):
             plot_metrics(history, run.plots / "metrics.png")
     if stop:
         if not quiet:
             console.say(f"Stopped; go on with: {go_on}")
         raise typer.Exit(stop.exit_code)
-    if not is_main():
+    if not main:
         return
     summary = compare(model, reward, settings, run, _held_out(settings, reward))
     if "before" in summary:

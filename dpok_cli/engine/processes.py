@@ -6,7 +6,6 @@ all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what on
 
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,24 +13,22 @@ from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
-    PartialState,
 )
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.device import PATIENCE, process_state
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.errors import InputError
-
-#: The other processes wait while the first one draws grids and measures.
-PATIENCE = timedelta(hours=2)
 
 Rows = TypeVar("Rows")
 
 
 def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
     """Return accelerate's view of this run's processes, in the config's precision."""
+    process_state(config.device)
     # accelerate keeps a process's first precision; a notebook may go on in another.
     AcceleratorState._reset_state()
     return Accelerator(
@@ -99,7 +96,7 @@ def mean_over(values: Sequence[Tensor], accelerator: Accelerator) -> float:
 
 def create_run(config: TrainingConfig, command: str) -> RunFolder:
     """Make the run folder, once for all processes; raises InputError as `RunFolder.create`."""
-    state = PartialState()
+    state = process_state(config.device)
     if state.num_processes == 1:
         return RunFolder.create(config, command)
     made: list[Any] = [None]
@@ -114,6 +111,6 @@ def create_run(config: TrainingConfig, command: str) -> RunFolder:
     return RunFolder(made[0])
 
 
-def is_main() -> bool:
+def is_main(device: str) -> bool:
     """Whether this is the process that writes and speaks."""
-    return PartialState().is_main_process
+    return process_state(device).is_main_process

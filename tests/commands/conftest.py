@@ -88,7 +88,7 @@ def engine(monkeypatch):
         calls.append(("load", config, adapter))
         return Model(adapter)
 
-    def train_rl(config, model, reward, run):
+    def train_rl(config, model, reward, run, stop):
         calls.append(("train_rl", config, reward.names))
         run.records = fake.records
         yield from fake.records
@@ -112,6 +112,7 @@ def engine(monkeypatch):
 
     modules = {
         "run": {"RunFolder": RunFolder},
+        "processes": {"create_run": RunFolder.create, "is_main": lambda device: True},
         "source": {
             "check_source": lambda model: calls.append(("check", model)),
             "check_adapter": lambda adapter: calls.append(("check", adapter)),
