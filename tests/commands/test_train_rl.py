@@ -129,7 +129,11 @@ def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
     result = dpok("train-rl", *PROMPT, "--name", "x")
     assert (result.code, result.out) == (code, "")
     assert (tmp_path / "runs/x/plots/metrics.png").is_file()
-    said = "Error: judge: broke" if code == 1 else "Interrupted; go on with: dpok train-rl --resume runs/x"
+    said = (
+        "Error: judge: broke"
+        if code == 1
+        else "Interrupted; go on with: dpok train-rl --resume runs/x"
+    )
     assert result.err.splitlines()[-1] == said
 
 
