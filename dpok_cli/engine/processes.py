@@ -58,21 +58,22 @@ def own(rows: Rows, accelerator: Accelerator) -> Rows:
     return rows[accelerator.process_index :: accelerator.num_processes]  # type: ignore[index]
 
 
-def together(part: Rows, accelerator: Accelerator) -> Rows:
+def together(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
     """Return, from each process's share of N rows, all of them in their order: undoes `own`.
 
-    ``part`` is a tensor (n, ...) or a dataclass of such.
+    ``part`` is a tensor (n, ...) or a dataclass of such; ``block`` neighbouring rows count as one.
     """
     if accelerator.num_processes == 1:
         return part
     if not isinstance(part, Tensor):
         gathered = (
-            together(getattr(part, each.name), accelerator)
+            together(getattr(part, each.name), accelerator, block)
             for each in fields(part)  # type: ignore[arg-type]
         )
         return type(part)(*gathered)
     by_process = accelerator.gather(part.contiguous())
-    return by_process.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+    blocks = by_process.unflatten(0, (accelerator.num_processes, -1, block))
+    return blocks.transpose(0, 1).flatten(0, 2)
 
 
 def all_objects(value: Any, accelerator: Accelerator) -> list[Any]:

@@ -137,7 +137,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
             own(advantages, self.accelerator),
             own(steps, self.accelerator),
         )
-        self.remember(together(mine, self.accelerator))
+        self.remember(together(mine, self.accelerator, block=steps.shape[1]))
         metrics = self.update_value(number) | self.update(number)
         seconds = (drawn - started - scoring, scoring, time.perf_counter() - drawn)
         return self.report(number, scores, metrics, seconds)

@@ -52,7 +52,7 @@ class Phase:
 PHASES = (
     Phase(
         "layout",
-        5250,
+        5500,
         6000,
         1.2e-3,
         0.1,
