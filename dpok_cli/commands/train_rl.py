@@ -54,7 +54,7 @@ def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
     from dpok_cli.rewards.manager import build
 
     # What can be refused without torch is refused before it is imported.
-    build(settings.rewards)
+    build(settings.rewards, tiny=settings.model == TINY)
     RunFolder.check_free(settings)
     check_source(settings.model)
 
@@ -76,7 +76,7 @@ def _train(settings: TrainRLConfig, quiet: bool, is_default: bool) -> None:
     # Before the run folder is made, since the model may not have such layers.
     targets = settings.lora_targets
     model.add_adapter(settings.lora_rank, settings.lora_alpha, targets, settings.seed)
-    reward = build(settings.rewards, model.device)
+    reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
     run = RunFolder.create(settings, "train-rl")
     if not quiet:
         console.say(f"Run folder: {run.path}")

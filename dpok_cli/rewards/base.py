@@ -35,6 +35,9 @@ class RewardModel(ABC):
     #: file), it can score in a thread while the next images are drawn.
     needs_device: ClassVar[bool] = True
 
+    #: Whether its option ``model`` may be "tiny", for a twin that knows the bundled model's world.
+    has_tiny: ClassVar[bool] = False
+
     @dataclass(frozen=True)
     class Options:
         """The reward's options: bool, int, float, str, Literal, or one of these ``| None``."""
