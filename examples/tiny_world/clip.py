@@ -20,6 +20,7 @@ from vocabulary import bpe
 
 STEPS, PAIRS = 2600, 24
 DAMAGED = 12  # pictures of a batch that are looked at damaged too
+QUALITY_STEP = 1250  # by then it finds captions, and how damaged a picture is comes to count more
 EMBED, TEXT_WIDTH = 64, 96
 HELD_OUT = 2000
 LEAST_TEMPERATURE = 0.01  # CLIP's own bound
@@ -116,7 +117,8 @@ def main(work: Path, output: Path) -> None:
             "twins": right.float().mean().item(),
             "scale": scale.item(),
         }
-        return contrastive + 0.5 * attributes + 3 * quality, shown
+        weight = 3 if step < QUALITY_STEP else 10
+        return contrastive + 0.5 * attributes + weight * quality, shown
 
     train(
         "clip",
