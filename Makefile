@@ -24,15 +24,17 @@ demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
 
-# Compares image-reward with the published package, which needs an environment of its own (some
-# gigabytes, and Python 3.11). Not in CI.
+# Compares image-reward with the published package, which needs an environment of its own (Python
+# 3.11); torch is borrowed from .venv, and torchvision is the one that goes with it. Not in CI.
 parity: PARITY := build/parity
 parity: install
 	test -x $(PARITY)/venv/bin/python || $(PYTHON) -m venv $(PARITY)/venv
-	$(PARITY)/venv/bin/python -m pip install -q timm==0.6.13 transformers==4.30.2 'numpy<2' \
-		'torch<2.7' torchvision 'setuptools<70' wheel
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > "$$($(PARITY)/venv/bin/python -c "$$site")/borrowed.pth"
+	$(PARITY)/venv/bin/python -m pip install -q transformers==4.30.2 \
+		tokenizers==0.13.3 'huggingface_hub<1' 'numpy<2' 'setuptools<70' wheel
 	$(PARITY)/venv/bin/python -m pip install -q --no-deps --no-build-isolation \
-		image-reward==1.5 fairscale==0.4.13
+		image-reward==1.5 timm==0.6.13 fairscale==0.4.13 torchvision==0.28.0
 	$(PARITY)/venv/bin/python examples/parity/image_reward.py theirs $(PARITY)/checkpoint
 	$(BIN)/python examples/parity/image_reward.py ours $(PARITY)/checkpoint
 

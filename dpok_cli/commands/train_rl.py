@@ -76,7 +76,7 @@ def _train(settings: TrainRLConfig, quiet: bool, run: "RunFolder | None" = None)
     from dpok_cli.rewards.manager import build
 
     # What can be refused without torch is refused before it is imported.
-    build(settings.rewards)
+    build(settings.rewards, tiny=settings.model == TINY)
     if run is None:
         RunFolder.check_free(settings)
     check_source(settings.model)
@@ -97,7 +97,7 @@ def _train(settings: TrainRLConfig, quiet: bool, run: "RunFolder | None" = None)
     # Before the run folder is made, since the model may not have such layers.
     targets = settings.lora_targets
     model.add_adapter(settings.lora_rank, settings.lora_alpha, targets, settings.seed)
-    reward = build(settings.rewards, model.device)
+    reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
     reward.prepare()
     run = run or create_run(settings, "train-rl")
     go_on = f"dpok train-rl --resume {shlex.quote(str(run.path))}"

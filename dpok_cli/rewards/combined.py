@@ -62,6 +62,10 @@ class WeightedReward:
             key: reward.score(images, prompts, grad=grad)
             for key, (reward, _) in self.rewards.items()
         }
+        return self.combine(raw)
+
+    def combine(self, raw: dict[str, Tensor]) -> Scores:
+        """Add up what each reward gave, (B,) by its name in ``names``."""
         signed = [
             (weight if reward.higher_is_better else -weight) * raw[key]
             for key, (reward, weight) in self.rewards.items()
