@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -193,3 +193,75 @@ def before_after_table(before: dict[str, float], after: dict[str, float]) -> Tab
     for name, value in before.items():
         table.add_row(name, f"{value:.3f}", f"{after[name]:.3f}", f"{after[name] - value:+.3f}")
     return table
+
+
+def evaluation_table(results: dict[str, Any]) -> Table:
+    """Make the table of an evaluation (results.json): a row for each group, score and model.
+
+    Where prompts have several categories of one group, each category has its rows too.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("prompts", "score", "model"):
+        table.add_column(column)
+    for column in ("mean [95 %]", "change [95 %]", "wins"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows, trained = results["rows"], {}
+    for reward in results["rewards"]:
+        trained[reward["name"]] = reward["trained_by"]
+    groups = dict.fromkeys(row["group"] for row in rows)
+    for group in groups:
+        categories = {row["category"] for row in rows if _of(row, "category", group)}
+        parts = [("group", "")]
+        parts += [("category", each) for each in sorted(categories)] if len(categories) > 1 else []
+        for scope, category in parts:
+            own = [row for row in rows if _of(row, scope, group) and row["category"] == category]
+            for measure in dict.fromkeys(row["measure"] for row in own):
+                for row in own:
+                    if row["measure"] == measure:
+                        star = "*" if row["model"] in trained.get(measure, ()) else ""
+                        table.add_row(
+                            f"{group} {category}".strip(),
+                            measure,
+                            row["model"] + star,
+                            _with_ends(row, "mean", "low", "high", ""),
+                            _with_ends(row, "difference", "difference_low", "difference_high", "+"),
+                            "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
+                        )
+            table.add_section()
+    return table
+
+
+def votes_table(votes: dict[str, Any]) -> Table:
+    """Make the table of people's votes: a row for each model, question and group of prompts."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "question", "prompts"):
+        table.add_column(column)
+    for column in ("wins [95 %]", "sets", "votes", "agreement", "kappa"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in votes["rows"]:
+        agreement, kappa = row["agreement"], row["kappa"]
+        table.add_row(
+            row["model"],
+            row["question"],
+            row["group"],
+            _with_ends(row, "win_rate", "win_low", "win_high", ""),
+            str(row["sets"]),
+            str(row["votes"]),
+            "" if agreement is None else f"{agreement:.0%}",
+            "" if kappa is None else f"{kappa:.2f}",
+        )
+    return table
+
+
+def _of(row: dict[str, Any], scope: str, group: str) -> bool:
+    return bool(row["scope"] == scope and row["group"] == group)
+
+
+def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) -> str:
+    """Write a value and the ends of its interval, if it has them; three digits that matter."""
+    if row[value] is None:
+        return ""
+    form = f"{sign}.3f" if row[value] == 0 or abs(row[value]) >= 0.01 else f"{sign}.2g"
+    if row[low] is None:
+        return f"{row[value]:{form}}"
+    return f"{row[value]:{form}} \\[{row[low]:{form}}, {row[high]:{form}}]"
