@@ -195,39 +195,43 @@ def before_after_table(before: dict[str, float], after: dict[str, float]) -> Tab
     return table
 
 
-def evaluation_table(results: dict[str, Any]) -> Table:
-    """Make the table of an evaluation (results.json): a row for each group, score and model.
+def evaluation_table(results: dict[str, Any]) -> Group:
+    """Make the tables of an evaluation (results.json): one for each group of prompts.
 
-    Where prompts have several categories of one group, each category has its rows too.
+    Where a group has prompts of several categories, each category has a table too.
     """
+    trained = {reward["name"]: reward["trained_by"] for reward in results["rewards"]}
+    parts = []
+    for group in dict.fromkeys(row["group"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["group"] == group]
+        number = len({row["prompt"] for row in rows if row["scope"] == "prompt"})
+        title = f"{group} ({number} prompt{'s' if number > 1 else ''})"
+        parts += [(title, [row for row in rows if row["scope"] == "group"])]
+        categories = {row["category"]: None for row in rows if row["scope"] == "category"}
+        for category in categories if len(categories) > 1 else ():
+            own = [row for row in rows if (row["scope"], row["category"]) == ("category", category)]
+            parts.append((f"{group}, {category}", own))
+    return Group(*(_scores_table(title, rows, trained) for title, rows in parts))
+
+
+def _scores_table(title: str, rows: Sequence[dict[str, Any]], trained: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("prompts", "score", "model"):
-        table.add_column(column)
+    table.add_column(title, overflow="fold")
+    table.add_column("model", overflow="fold")
     for column in ("mean [95 %]", "change [95 %]", "wins"):
         table.add_column(column, justify="right", no_wrap=True)
-    rows, trained = results["rows"], {}
-    for reward in results["rewards"]:
-        trained[reward["name"]] = reward["trained_by"]
-    groups = dict.fromkeys(row["group"] for row in rows)
-    for group in groups:
-        categories = {row["category"] for row in rows if _of(row, "category", group)}
-        parts = [("group", "")]
-        parts += [("category", each) for each in sorted(categories)] if len(categories) > 1 else []
-        for scope, category in parts:
-            own = [row for row in rows if _of(row, scope, group) and row["category"] == category]
-            for measure in dict.fromkeys(row["measure"] for row in own):
-                for row in own:
-                    if row["measure"] == measure:
-                        star = "*" if row["model"] in trained.get(measure, ()) else ""
-                        table.add_row(
-                            f"{group} {category}".strip(),
-                            measure,
-                            row["model"] + star,
-                            _with_ends(row, "mean", "low", "high", ""),
-                            _with_ends(row, "difference", "difference_low", "difference_high", "+"),
-                            "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
-                        )
-            table.add_section()
+    for measure in dict.fromkeys(row["measure"] for row in rows):
+        own = [row for row in rows if row["measure"] == measure]
+        for place, row in enumerate(own):
+            star = "*" if row["model"] in trained.get(measure, ()) else ""
+            table.add_row(
+                "" if place else measure,
+                Text(row["model"] + star),
+                _with_ends(row, "mean", "low", "high", ""),
+                _with_ends(row, "difference", "difference_low", "difference_high", "+"),
+                "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
+            )
+    table.add_row()
     return table
 
 
@@ -253,15 +257,13 @@ def votes_table(votes: dict[str, Any]) -> Table:
     return table
 
 
-def _of(row: dict[str, Any], scope: str, group: str) -> bool:
-    return bool(row["scope"] == scope and row["group"] == group)
-
-
 def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) -> str:
-    """Write a value and the ends of its interval, if it has them; three digits that matter."""
+    """Write a value and, with a digit less, the ends of its interval, if it has them."""
     if row[value] is None:
         return ""
-    form = f"{sign}.3f" if row[value] == 0 or abs(row[value]) >= 0.01 else f"{sign}.2g"
+    size = abs(row[value])
+    digits = "3f" if size >= 5e-4 or size == 0 else "1e"
+    end = f"{sign}.{'2f' if size >= 0.05 or size == 0 else digits}"
     if row[low] is None:
-        return f"{row[value]:{form}}"
-    return f"{row[value]:{form}} \\[{row[low]:{form}}, {row[high]:{form}}]"
+        return f"{row[value]:{sign}.{digits}}"
+    return rf"{row[value]:{sign}.{digits}} \[{row[low]:{end}}, {row[high]:{end}}]"

@@ -75,7 +75,7 @@ Votes = Annotated[
 ]
 MoreVotes = Annotated[
     list[Path] | None,
-    typer.Argument(help="More files for --votes.", metavar="[FILE]...", show_default=False),
+    typer.Argument(help="More files for --votes.", metavar="FILE", show_default=False),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print results.json, no table.", rich_help_panel="Run")

@@ -34,8 +34,10 @@ def evaluate(
     for contender in evaluation.contenders:
         model = None
         for batch in evaluation.batches():
-            records = [kept.get((contender.name, place)) for place in batch]
-            if None in records:
+            records = [
+                kept[contender.name, place] for place in batch if (contender.name, place) in kept
+            ]
+            if len(records) < len(batch):
                 model = model or _Model(evaluation, contender)
                 images, kl = model.draw(batch)
                 images = eight_bits(images)
@@ -52,7 +54,7 @@ def evaluate(
                     for n, place in enumerate(batch)
                 ]
                 folder.keep(records, [to_pil(image) for image in images])
-            yield from (record for record in records if record is not None)
+            yield from records
 
 
 class _Model:

@@ -1,4 +1,4 @@
-"""The evaluation folder: every image and its scores, kept as they are made, so that it can go on."""
+"""The evaluation folder: each image and its scores, kept as they are made, to go on from."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dpok_cli.engine.evaluation import BASE
 
 Results = dict[str, Any]
 
-#: By name, what is drawn: the keys of its value and interval, its title, and a line to compare with.
+#: By name: the keys of the value and its interval, the title, and a line to compare with.
 PLOTS: dict[str, tuple[tuple[str, str, str], str, float | None]] = {
     "means": (("mean", "low", "high"), "Mean score", None),
     "differences": (

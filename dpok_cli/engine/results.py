@@ -31,6 +31,8 @@ COLUMNS = (
     " difference_high win_rate win_low win_high"
 ).split()
 
+# Of the config: what has a key of its own, and where things lie.
+_ELSEWHERE = {"prompts", "rewards", "device", "runs_dir"}
 _PACKAGES = "torch diffusers transformers peft accelerate numpy pillow".split()
 
 
@@ -65,9 +67,7 @@ def summarise(
     rows = list(_rows(evaluation, rewards, scores, _diversities(evaluation, folder, embedding)))
     return {
         "versions": _versions(),
-        "settings": {
-            key: config[key] for key in sorted(config) if key not in ("device", "runs_dir")
-        },
+        "settings": {key: config[key] for key in sorted(config.keys() - _ELSEWHERE)},
         "seeds": [evaluation.seeds[0], evaluation.seeds[-1]],
         "models": [
             {
@@ -166,7 +166,7 @@ def _rows(
                 values = scores[contender.name, measure][chosen]  # (P, N)
                 base = scores[BASE, measure][chosen]
                 yield head | _row(measure, values, base, sign, weights, contender.name)
-            if (contender.name, "kl") in scores:
+            if contender.name != BASE and (contender.name, "kl") in scores:
                 values = scores[contender.name, "kl"][chosen]
                 yield head | _row("kl", values, None, 1, weights, contender.name)
             spread = float(np.mean([diversities[contender.name][row] for row in chosen]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -60,7 +60,7 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t, to four digits from 5 degrees of freedom on.
+    """Return the quantile of Student's t, to a thousandth from 5 degrees of freedom on.
 
     The expansion in 1 / ``freedom`` of Abramowitz & Stegun 1964, 26.7.5.
     """
@@ -139,5 +139,5 @@ def _quantile(rows: Array, level: Array) -> Array:
     return at_under + (place - under) * (at_over - at_under)
 
 
-def _each(function: object, values: Iterable[float] | Array) -> Array:
+def _each(function: Callable[[float], float], values: Array) -> Array:
     return np.asarray(np.vectorize(function, otypes=[np.float64])(values), dtype=np.float64)
