@@ -20,8 +20,8 @@ lint: install
 
 # What the browser tests need, from Debian's packages (as root); they are skipped without it.
 browser:
-	command -v chromium chromium-browser google-chrome >/dev/null || \
-		{ apt-get update -q && apt-get install -q -y --no-install-recommends chromium; }
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit 0; done; \
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
 
 # Teaches the bundled model one prompt, then draws it before and after into one picture.
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)

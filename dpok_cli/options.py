@@ -25,7 +25,6 @@ PANELS = (
     "Objective",
     "Optimisation",
     "Adapter",
-    "People",
     "Run",
 )
 

@@ -63,13 +63,13 @@ Output = Annotated[
 ]
 Human = Annotated[
     bool,
-    typer.Option("--human", help="Write human.html, a blind A/B page.", rich_help_panel="People"),
+    typer.Option("--human", help="Write human.html, a blind A/B page.", rich_help_panel="Run"),
 ]
 Votes = Annotated[
     list[Path] | None,
     typer.Option(
         help="Count answers that human.html saved, and draw nothing; may be given again.",
-        rich_help_panel="People",
+        rich_help_panel="Run",
         metavar="FILE",
     ),
 ]

@@ -1,6 +1,7 @@
 """Drawing and scoring, with a very small model and a reward whose value is known."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_every_model_draws_what_dpok_sample_draws(make, green, adapter):
         model = engine.load(evaluation.config, contender.adapter)
         texts = [prompt.text for prompt in PROMPTS]
         drawn = sample(model, texts, evaluation.seeds, evaluation.config)
-        for place, one in zip(sum(evaluation.batches(), []), drawn, strict=True):
+        for place, one in zip(chain(*evaluation.batches()), drawn, strict=True):
             expected = np.asarray(to_pil(one.image), dtype=np.float64)
             kept = pixels(folder, contender.name, place) * 255
             assert np.abs(expected - kept).max() <= 1

@@ -1,6 +1,7 @@
 """What is compared: models, settings, prompts; and the folder that it is kept in."""
 
 import json
+import os
 
 import pytest
 
@@ -30,8 +31,6 @@ def make_run(tmp_path):
         config = TrainRLConfig(**{"prompts": ("a red cat",)} | settings)
         (run / "config.toml").write_text(to_toml(config))
         make.made = getattr(make, "made", 0) + 1
-        import os
-
         os.utime(run / "config.toml", (make.made, make.made))
         if adapter:
             (run / "adapter").mkdir()
@@ -199,7 +198,7 @@ def test_by_default_other_settings_go_to_another_folder(tmp_path, make_run, runs
 
 
 def test_a_line_that_was_cut_off_does_not_count(plant):
-    evaluation, folder = plant(lambda *_: {"image-reward": 1.0, "judge": 0.0}, samples=3)
+    _, folder = plant(lambda *_: {"image-reward": 1.0, "judge": 0.0}, samples=3)
     kept = folder.records()
     assert len(kept) == 6
     lines = folder.scores.read_text().splitlines()
