@@ -18,8 +18,11 @@ PROMPTS = (
 
 
 def score(model, row, seed):
-    """Seed 0 falls by 1, and each further seed changes by one more."""
-    return {"image-reward": float(seed - 1) * (model == "tuned"), "judge": 1.0 - (model == "tuned")}
+    """Seed 0 falls by 1, and each further seed changes by three more."""
+    return {
+        "image-reward": float(3 * seed - 1) * (model == "tuned"),
+        "judge": 1.0 - (model == "tuned"),
+    }
 
 
 def page_of(planted):
@@ -36,25 +39,25 @@ def text_of(page):
 
 
 def test_the_page_shows_scores_warnings_pairs_and_settings(plant):
-    results, plots, page = page_of(plant(score, prompts=PROMPTS, samples=5))
+    results, plots, page = page_of(plant(score, prompts=PROMPTS, samples=8))
     text = text_of(page)
     assert "Evaluation of tuned" in text
     assert results["warnings"]
     for warning in results["warnings"]:
         assert warning["text"] in text
     assert "The judge is new." in text
-    assert "image-reward base 0.000 0.000 to 0.000 tuned * 1.000" in text
-    assert page.count("data:image/png") == len(plots) + 2 * 2 * 5
+    assert "image-reward base 0.000 0.000 to 0.000 tuned * 9.500" in text
+    assert page.count("data:image/png") == len(plots) + 2 * 2 * 8
     assert "a &lt;b&gt;red&lt;/b&gt; cat" in page
     assert "<b>red</b>" not in page
     assert "num_inference_steps = 20" in text
     assert f"dpok {results['versions']['dpok']}" in text
-    assert "seeds: 1000000000 to 1000000004" in text
+    assert "seeds: 1000000000 to 1000000007" in text
     # from the greatest rise to the greatest fall
     changes = re.findall(
         r"\(([+-]?[0-9.]+)\)", text.split("Before and after")[1].split("Prompts")[0]
     )
-    assert changes == ["+3.000", "+2.000", "+1.000", "0.000", "-1.000"] * 2
+    assert changes == [f"{3 * seed - 1:+}.000" for seed in range(8)][::-1] * 2
 
 
 def test_nothing_comes_from_elsewhere(plant):
@@ -70,7 +73,7 @@ def test_of_many_pairs_those_that_changed_most_are_shown(plant):
     text = text_of(page).split("Before and after")[1]
     changes = [float(each) for each in re.findall(r"\(([+-]?[0-9.]+)\)", text)]
     half = MAX_PAIRS // 2
-    every = [float(seed - 1) for seed in range(samples)][::-1]
+    every = [float(3 * seed - 1) for seed in range(samples)][::-1]
     assert changes == every[:half] + every[-half:]
     assert f"of {samples} seeds those that changed most" in text
 
@@ -78,15 +81,16 @@ def test_of_many_pairs_those_that_changed_most_are_shown(plant):
 def test_one_plot_for_each_number(plant):
     _, plots, _ = page_of(plant(score, prompts=PROMPTS))
     assert [file.name for file in plots] == ["means.png", "differences.png", "win_rates.png"]
-    sizes = set()
+    sizes = []
     for file in plots:
         with Image.open(file) as image:
             assert image.format == "PNG"
-            sizes.add(image.size)
+            sizes.append(image.size)
             colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
         assert (31, 119, 180) in colours  # the tuned model
-        assert ((127, 127, 127) in colours) == (file.name == "means.png")  # the base
-    assert len({width for width, _ in sizes}) == 1
+    means, differences, win_rates = sizes
+    assert means[0] == differences[0]
+    assert means[1] > differences[1] == win_rates[1]  # with the base there are more lines
 
 
 @pytest.mark.parametrize(
