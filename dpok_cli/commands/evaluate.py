@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpok_cli import console, options
+from dpok_cli import console, options, tables
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import EvaluateConfig, to_toml
 from dpok_cli.errors import InputError
@@ -216,7 +216,7 @@ def _evaluate(
     if as_json:
         console.say(json.dumps(results, indent=2), console.out)
         return
-    console.out.print(console.evaluation_table(results))
+    console.out.print(tables.evaluation_table(results))
     if any(each["trained_by"] for each in results["rewards"]):
         console.say("* trained on this score", console.out)
     for warning in results["warnings"]:
@@ -250,6 +250,6 @@ def _count(files: list[Path], where: list[Path], as_json: bool) -> None:
     if as_json:
         console.say(json.dumps(result, indent=2), console.out)
         return
-    console.out.print(console.votes_table(result))
+    console.out.print(tables.votes_table(result))
     raters = result["raters"]
     console.say(f"{raters} rater{'s' if raters != 1 else ''}", console.out)

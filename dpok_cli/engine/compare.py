@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import TrainRLConfig
-from dpok_cli.engine.evaluation import FRESH_SEEDS as FRESH_SEEDS
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.sample import sample
 from dpok_cli.rewards.combined import WeightedReward
+
+#: Fresh seeds are this far from those that training draws.
+FRESH_SEEDS = 10**9
 
 
 def compare(

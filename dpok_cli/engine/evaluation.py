@@ -15,8 +15,8 @@ from dpok_cli.errors import InputError
 from dpok_cli.unseen import Unseen, plain
 
 BASE = "base"
-#: Seeds are this far from those that a person, or a run's sample grid, counts up from 0.
-FRESH_SEEDS = 10**9
+#: Seeds are this far from those that training, its before and after, and a person count up.
+FRESH_SEEDS = 2 * 10**9
 
 # What a run's config says of the machine and the order, but not of the images' distribution.
 _FREE = {"prompts", "sample_batch_size"}

@@ -53,7 +53,8 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
     for sign in (-1, 1):
         shifted = bias + sign * quantile
         level = _each(normal.cdf, bias + shifted / np.maximum(1 - skew * shifted, 1e-3))
-        ends.append(mean + _quantile(means, level))
+        end = mean + _quantile(means, level)
+        ends.append(end.clip(values.min(-1), values.max(-1)))  # against rounding beyond them
     low, high = ends
     equal = np.ptp(values, axis=-1) == 0
     return np.where(equal, values[..., 0], low), np.where(equal, values[..., 0], high)

@@ -14,7 +14,7 @@ from dpok_cli.engine.evaluate import eight_bits, evaluate
 from dpok_cli.engine.evaluation import BASE, Contender, Evaluation, Place, Prompt
 from dpok_cli.engine.evaluation_folder import EvaluationFolder
 from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl
-from dpok_cli.engine.rollout import rollout
+from dpok_cli.engine.rollout import denoise
 from dpok_cli.engine.sample import sample, to_pil
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.base import RewardModel
@@ -89,23 +89,25 @@ def test_kl_is_the_sum_over_the_trajectory(form, make, green):
     model = engine.load(config, evaluation.contenders[1].adapter)
     denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta)
     embeds = model.encode([prompt.text for prompt in PROMPTS])
-    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    rows = [0, 0, 0, 1, 1, 1]
     seeds = list(evaluation.seeds) * 2
-    paths = rollout(model, denoising, embeds, rows, seeds, config.guidance_scale, 6)
     expected = torch.zeros(6)
     with torch.no_grad():
+        path = [
+            step[0]
+            for step in denoise(model, denoising, embeds[rows], seeds, config.guidance_scale)
+        ]
         for index in denoising.stochastic.tolist():
-            latents = paths.latents[:, index]
             step = torch.full((6,), index)
-            asked = (latents, denoising.timesteps[step], embeds[rows], config.guidance_scale)
+            asked = (path[index], denoising.timesteps[step], embeds[rows], config.guidance_scale)
             output = model.predict(*asked)
             with model.reference():
                 frozen = model.predict(*asked)
             if form == "epsilon":
                 expected += epsilon_kl(output, frozen)
             else:
-                mean, std = denoising.distribution(output, latents, step)
-                other, _ = denoising.distribution(frozen, latents, step)
+                mean, std = denoising.distribution(output, path[index], step)
+                other, _ = denoising.distribution(frozen, path[index], step)
                 expected += gaussian_kl(mean, other, std)
     found = [record["kl"] for record in records if record["model"] == "tuned"]
     assert found == pytest.approx(expected.tolist(), rel=1e-4)

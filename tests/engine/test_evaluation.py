@@ -137,7 +137,7 @@ def an_evaluation(**changes):
 
 def test_batches_do_not_depend_on_what_is_done():
     batches = an_evaluation(sample_batch_size=4, seed=2).batches()
-    first = 10**9 + 2
+    first = 2 * 10**9 + 2
     assert [len(batch) for batch in batches] == [4, 4, 2]
     places = [place for batch in batches for place in batch]
     assert places == [Place(row, first + n) for row in range(2) for n in range(5)]

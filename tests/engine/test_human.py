@@ -44,7 +44,7 @@ def test_every_screen_is_two_sets_of_four_of_one_prompt(page):
         assert len(item["seeds"]) == 4
     # 13 seeds make three sets; none is shown twice
     seeds = sorted(seed for item in key["sets"].values() for seed in item["seeds"])
-    assert seeds == sorted(2 * [10**9 + n for n in range(12)])
+    assert seeds == sorted(2 * [2 * 10**9 + n for n in range(12)])
 
 
 def test_the_sides_show_the_images_of_the_key(plant):
@@ -74,7 +74,7 @@ def pixel_of(uri):
 
 def test_the_page_tells_nothing(page):
     text = page[0].human.read_text()
-    for secret in ("zebra", '"base"', "1000000", ".png", "image-reward", "unseen"):
+    for secret in ("zebra", '"base"', "2000000", ".png", "image-reward", "unseen"):
         assert secret not in text
     for link in ("http:", "https:", "src=", "<link"):
         assert link not in text

@@ -52,7 +52,7 @@ def test_the_page_shows_scores_warnings_pairs_and_settings(plant):
     assert "<b>red</b>" not in page
     assert "num_inference_steps = 20" in text
     assert f"dpok {results['versions']['dpok']}" in text
-    assert "seeds: 1000000000 to 1000000007" in text
+    assert "seeds: 2000000000 to 2000000007" in text
     # from the greatest rise to the greatest fall
     changes = re.findall(
         r"\(([+-]?[0-9.]+)\)", text.split("Before and after")[1].split("Prompts")[0]

@@ -73,6 +73,14 @@ def test_equal_values_have_no_interval(value):
     assert low.tolist() == high.tolist() == [value, value]
 
 
+def test_no_end_is_beyond_the_values():
+    values = np.array([[1.0] + 19 * [0.0], [0.1] * 10 + [0.3] * 10])
+    low, high = interval(values, bootstrap_weights(20, RESAMPLES, 0))
+    assert low[0] == 0
+    assert (low >= values.min(1)).all()
+    assert (high <= values.max(1)).all()
+
+
 def test_one_value_has_no_interval():
     assert interval(np.array([0.3]), bootstrap_weights(1, RESAMPLES, 0)) == (0.3, 0.3)
 
