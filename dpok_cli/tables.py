@@ -77,7 +77,7 @@ def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) 
     if row[value] is None:
         return ""
     size = abs(row[value])
-    digits = "3f" if size >= 5e-4 or size == 0 else "1e"
+    digits = "1f" if size >= 100 else "3f" if size >= 5e-4 or size == 0 else "1e"
     end = f"{sign}.{'2f' if size >= 0.05 or size == 0 else digits}"
     if row[low] is None:
         return f"{row[value]:{sign}.{digits}}"

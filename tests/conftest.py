@@ -121,6 +121,7 @@ def plant(tmp_path):
         trained=("image-reward=2:model=tiny",),
         colour=lambda model, row, seed: (seed, 0, 0),
         size=(8, 8),
+        asked=True,
     ):
         contenders = [Contender(BASE)]
         for name in tuned:
@@ -129,7 +130,12 @@ def plant(tmp_path):
             (adapter / "pytorch_lora_weights.safetensors").write_text(name)
             config = {"rewards": list(trained), "prompts": ["a red cat"]} if trained else {}
             contenders.append(Contender(name, adapter, config))
-        config = EvaluateConfig(prompts=("a red cat",), samples=samples, resamples=500)
+        config = EvaluateConfig(
+            prompts=("a red cat",),
+            rewards=rewards if asked else (),
+            samples=samples,
+            resamples=500,
+        )
         evaluation = Evaluation(config, tuple(contenders), tuple(prompts), tuple(rewards))
         folder = EvaluationFolder.open(tmp_path / "evaluation", evaluation)
         first = evaluation.seeds[0]

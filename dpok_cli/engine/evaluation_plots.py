@@ -67,7 +67,8 @@ def _plot(
             panel.axvline(reference, color="black", linewidth=0.8, linestyle=":")
         if value == "win_rate":
             panel.set_xlim(-0.05, 1.05)
-        trained = " (trained on)" if reward["trained_by"] else ""
+        by = reward["trained_by"]
+        trained = f"\ntrained on by {', '.join(by)}" if by else ""
         panel.set_title(f"{reward['name']}{trained}", fontsize=9)
         panel.tick_params(labelsize=8)
         panel.grid(axis="x", alpha=0.3)

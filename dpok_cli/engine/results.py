@@ -16,6 +16,7 @@ from dpok_cli.engine.evaluation import BASE, Evaluation, Place
 from dpok_cli.engine.evaluation_folder import EvaluationFolder
 from dpok_cli.engine.statistics import Array, PairDistance, bootstrap_weights, interval, wins
 from dpok_cli.errors import DpokError
+from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.held_out import same_reward
 
@@ -54,6 +55,9 @@ def summarise(
             "name": key,
             "spec": spec,
             "higher_is_better": part.higher_is_better,
+            # What came in only because another model was trained on it, as a JPEG's size may,
+            # is no sign of quality.
+            "witness": bool(evaluation.config.rewards) or _reads_weights(part),
             "trained_by": [
                 each.name
                 for each in evaluation.contenders
@@ -101,7 +105,8 @@ def warnings(rows: Sequence[Row], rewards: Sequence[dict[str, Any]], models: Seq
     """Say where a held-out score falls while one that was trained on rises.
 
     Each counts if the 95 % interval of its difference to the base leaves 0 out, over the prompts of
-    one group. A model whose training is not known gets no warning.
+    one group. A model whose training is not known gets no warning. Held out are the rewards that
+    read weights and those that were asked for.
     """
     found = []
     for model in models:
@@ -121,7 +126,7 @@ def warnings(rows: Sequence[Row], rewards: Sequence[dict[str, Any]], models: Seq
                     low, high = -high, -low
                 if model in reward["trained_by"] and low > 0:
                     rising.append(row)
-                elif model not in reward["trained_by"] and high < 0:
+                elif model not in reward["trained_by"] and reward["witness"] and high < 0:
                     falling.append(row)
             if rising and falling:
                 found.append(
@@ -137,6 +142,10 @@ def warnings(rows: Sequence[Row], rewards: Sequence[dict[str, Any]], models: Seq
                     }
                 )
     return found
+
+
+def _reads_weights(reward: RewardModel) -> bool:
+    return type(reward).files is not RewardModel.files
 
 
 def _changes(rows: Sequence[Row]) -> str:

@@ -148,6 +148,20 @@ def test_where_lower_is_better_a_rise_is_a_loss(plant):
     assert warning["falling"] == ["jpeg-compressibility"]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_score_without_weights_is_a_witness_if_it_was_asked_for(asked, plant):
+    """It may be there for another model that was trained on it, and tells nothing of quality."""
+
+    def score(model, row, seed):
+        tuned = model == "tuned"
+        return {"judge": float(tuned), "jpeg-incompressibility": 2.0 - tuned}
+
+    rewards = ("judge", "jpeg-incompressibility")
+    results = results_of(plant(score, rewards=rewards, trained=("judge",), asked=asked))
+    assert [each["witness"] for each in results["rewards"]] == [True, asked]
+    assert bool(results["warnings"]) == asked
+
+
 def test_rewards_say_who_was_trained_on_them(plant):
     results = results_of(plant(scores))
     assert [(each["name"], each["trained_by"]) for each in results["rewards"]] == [
