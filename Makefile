@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint demo parity clean
+.PHONY: install test lint browser demo parity clean
 
 install: .venv/.installed
 
@@ -17,6 +17,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What the browser tests need, from Debian's packages (as root); they are skipped without it.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit 0; done; \
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
 
 # Teaches the bundled model one prompt, then draws it before and after into one picture.
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)

@@ -206,6 +206,26 @@ class SampleConfig(SamplingConfig):
     seeds: str = "0-15"
 
 
+@dataclass(frozen=True)
+class EvaluateConfig(SamplingConfig):
+    """`dpok evaluate`: models side by side on the same prompts and seeds."""
+
+    #: Empty: those that the runs were trained on, and every other whose weights are here.
+    rewards: tuple[str, ...] = ()
+    #: Images a prompt and model; the paper's number.
+    samples: int = 50
+    kl: KLForm = "epsilon"
+    #: Bootstrap samples behind each interval.
+    resamples: int = 2000
+    runs_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _must(self.samples >= 1, "samples", self.samples, ">= 1")
+        _must(self.resamples >= 100, "resamples", self.resamples, ">= 100")
+        _must(self.seed < 2**62, "seed", self.seed, "below 2^62")
+
+
 _PAPER = dict(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
     rewards=("image-reward",),
@@ -238,22 +258,28 @@ _PAPER = dict(
     weight_decay=1e-2,
 )
 
+_PAPER_SAMPLING = {
+    key: _PAPER[key] for key in ("model", "num_inference_steps", "guidance_scale", "eta")
+}
+
 PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     TrainRLConfig: {
         "tiny": {},
         "sd15": _PAPER,
         "sd15-multi": _PAPER | dict(alpha=1000.0, beta=0.1),
     },
-    SampleConfig: {
-        "tiny": {},
-        "sd15": {
-            key: _PAPER[key] for key in ("model", "num_inference_steps", "guidance_scale", "eta")
-        },
-    },
+    SampleConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
+    EvaluateConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
 }
 
 
 Config = typing.TypeVar("Config", bound=SamplingConfig)
+
+
+def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a run's config says how its images were drawn, whatever the machine."""
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    return {key: value for key, value in config.items() if key in shared}
 
 
 def resolve(

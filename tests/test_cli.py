@@ -36,6 +36,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
         ["train-rl", "--prompt", "a cat", "--reward", "no-such-reward"],
         ["train-rl", "--prompt", "a cat", "--model", "."],
         ["sample", "--run", "no-such-run"],
+        ["evaluate", "--help"],
+        ["evaluate", "--run", "no-such-run"],
         ["rewards"],
     ]
     result = subprocess.run(
@@ -47,7 +49,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
     )
     assert "HEAVY []" in result.stdout
     assert "train-rl" in result.stdout
-    assert result.stderr.count("Error: ") == 4
+    assert result.stderr.count("Error: ") == 5
 
 
 def test_as_a_module(tmp_path):
