@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint browser demo parity clean
+.PHONY: install test lint browser demo parity clean chaos
 
 install: .venv/.installed
 
@@ -47,3 +47,7 @@ parity: install
 clean:
 	rm -rf .venv *.egg-info build/lib build/bdist.* .pytest_cache .ruff_cache .mypy_cache
 	find dpok_cli plugins tests examples -name __pycache__ -type d -exec rm -rf {} +
+
+# Kills fifty runs at random moments, goes on with them, and compares what they leave. Not in CI.
+chaos: install
+	DPOK_CHAOS=50 $(BIN)/python -m pytest -q -s tests/test_chaos.py
