@@ -228,7 +228,7 @@ def test_clip_finds_the_right_of_two_captions(world):
     images = pictures(world, scenes, rng)
     clip = build(["clip:model=tiny"])
     scores = clip.score(images, right).total
-    assert (scores > clip.score(images, wrong).total).float().mean() >= 0.8
+    assert (scores > clip.score(images, wrong).total).float().mean() >= 0.95
     net = CLIPModel.from_pretrained(tiny.folder("clip"))
     tokenizer = CLIPTokenizer.from_pretrained(tiny.folder("clip"))
     assert len(tokenizer) == net.config.text_config.vocab_size
