@@ -8,7 +8,7 @@ import typer
 
 from dpok_cli import console, options, tables
 from dpok_cli.allocator import keep_freed_memory
-from dpok_cli.config import EvaluateConfig, to_toml
+from dpok_cli.config import TINY, EvaluateConfig, to_toml
 from dpok_cli.errors import InputError
 from dpok_cli.prompts import read_categories, read_prompts
 
@@ -178,7 +178,8 @@ def _plan(
         trained = [text for each in tuned for text in each.trained_rewards]
         rewards, left_out = rewards_for(settings.model, [each.text for each in prompts], trained)
         remarks += left_out
-    build(rewards)  # what can be refused without torch is refused before it is imported
+    # What can be refused without torch is refused before it is imported.
+    build(rewards, tiny=settings.model == TINY)
     check_source(settings.model)
     contenders = (plan.Contender(plan.BASE), *tuned)
     return plan.Evaluation(settings, contenders, prompts, tuple(rewards)), remarks
@@ -206,7 +207,7 @@ def _evaluate(
     from dpok_cli.rewards.manager import build
 
     device = device_of(evaluation.config.device)
-    reward = build(evaluation.rewards, device)
+    reward = build(evaluation.rewards, device, tiny=evaluation.config.model == TINY)
     drawn = records(evaluation, reward, folder)
     for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
         pass
