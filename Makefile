@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint demo parity clean
+.PHONY: install test lint browser demo parity clean chaos
 
 install: .venv/.installed
 
@@ -18,21 +18,28 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What the browser tests need, from Debian's packages (as root); they are skipped without it.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit 0; done; \
+	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
+
 # Teaches the bundled model one prompt, then draws it before and after into one picture.
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
 
-# Compares image-reward with the published package, which needs an environment of its own (some
-# gigabytes, and Python 3.11). Not in CI.
+# Compares image-reward with the published package, which needs an environment of its own (Python
+# 3.11); torch is borrowed from .venv, and torchvision is the one that goes with it. Not in CI.
 parity: PARITY := build/parity
 parity: install
 	test -x $(PARITY)/venv/bin/python || $(PYTHON) -m venv $(PARITY)/venv
-	$(PARITY)/venv/bin/python -m pip install -q timm==0.6.13 transformers==4.30.2 'numpy<2' \
-		'torch<2.7' torchvision 'setuptools<70' wheel
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > "$$($(PARITY)/venv/bin/python -c "$$site")/borrowed.pth"
+	$(PARITY)/venv/bin/python -m pip install -q transformers==4.30.2 \
+		tokenizers==0.13.3 'huggingface_hub<1' 'numpy<2' 'setuptools<70' wheel
 	$(PARITY)/venv/bin/python -m pip install -q --no-deps --no-build-isolation \
-		image-reward==1.5 fairscale==0.4.13
+		image-reward==1.5 timm==0.6.13 fairscale==0.4.13 torchvision==0.28.0
 	$(PARITY)/venv/bin/python examples/parity/image_reward.py theirs $(PARITY)/checkpoint
 	$(BIN)/python examples/parity/image_reward.py ours $(PARITY)/checkpoint
 
@@ -40,3 +47,7 @@ parity: install
 clean:
 	rm -rf .venv *.egg-info build/lib build/bdist.* .pytest_cache .ruff_cache .mypy_cache
 	find dpok_cli plugins tests examples -name __pycache__ -type d -exec rm -rf {} +
+
+# Kills fifty runs at random moments, goes on with them, and compares what they leave. Not in CI.
+chaos: install
+	DPOK_CHAOS=50 $(BIN)/python -m pytest -q -s tests/test_chaos.py

@@ -209,7 +209,7 @@ class TrainSFTConfig(TrainingConfig):
     dataset: str = ""
 
     # The objective
-    steps: int = 300
+    steps: int = 200
     kl_form: SFTForm = "kl-d"
     gamma: float = 0.0
     #: Share of the examples whose prompt is left out, for classifier-free guidance.
@@ -218,8 +218,9 @@ class TrainSFTConfig(TrainingConfig):
     #: Steps that a line of metrics.jsonl is the mean of.
     log_every: int = 10
 
-    # Of TrainingConfig, in steps
+    # Of TrainingConfig, of which two are in steps
     batch_size: int = 32
+    learning_rate: float = 2e-3
     checkpoint_every: int = 50
     sample_every: int = 50
 
@@ -237,6 +238,26 @@ class SampleConfig(SamplingConfig):
 
     prompts: tuple[str, ...] = ("a green colored rabbit",)
     seeds: str = "0-15"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(SamplingConfig):
+    """`dpok evaluate`: models side by side on the same prompts and seeds."""
+
+    #: Empty: those that the runs were trained on, and every other whose weights are here.
+    rewards: tuple[str, ...] = ()
+    #: Images a prompt and model; the paper's number.
+    samples: int = 50
+    kl: KLForm = "epsilon"
+    #: Bootstrap samples behind each interval.
+    resamples: int = 2000
+    runs_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _must(self.samples >= 1, "samples", self.samples, ">= 1")
+        _must(self.resamples >= 100, "resamples", self.resamples, ">= 100")
+        _must(self.seed < 2**62, "seed", self.seed, "below 2^62")
 
 
 _PAPER: dict[str, Any] = dict(
@@ -291,6 +312,10 @@ _PAPER_SFT = dict(
     sample_every=500,
 )
 
+_PAPER_SAMPLING = {
+    key: _PAPER[key] for key in ("model", "num_inference_steps", "guidance_scale", "eta")
+}
+
 PRESETS: dict[type, dict[str, dict[str, Any]]] = {
     TrainRLConfig: {
         "tiny": {},
@@ -298,16 +323,18 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "sd15-multi": _PAPER | dict(alpha=1000.0, beta=0.1),
     },
     TrainSFTConfig: {"tiny": {}, "sd15": _PAPER_SFT, "sd15-sft": _PAPER_SFT},
-    SampleConfig: {
-        "tiny": {},
-        "sd15": {
-            key: _PAPER[key] for key in ("model", "num_inference_steps", "guidance_scale", "eta")
-        },
-    },
+    SampleConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
+    EvaluateConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
 }
 
 
 Config = typing.TypeVar("Config", bound=SamplingConfig)
+
+
+def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a run's config says how its images were drawn, whatever the machine."""
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    return {key: value for key, value in config.items() if key in shared}
 
 
 def resolve(

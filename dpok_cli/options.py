@@ -120,6 +120,8 @@ FLAGS = {
     "log_every": Flag("Run", "Steps that a line of metrics is the mean of."),
     "sample_every": Flag("Run", "Rounds (steps of train-sft) between two sample grids; 0 is none."),
     "sample_count": Flag("Run", "Images in a sample grid."),
+    "samples": Flag("Sampling", "Images a prompt and model, of the same seeds for every model."),
+    "resamples": Flag("Run", "Bootstrap samples behind each interval."),
     "evaluation_samples": Flag("Run", "Images scored before and after; 0 is none."),
     "tracker": Flag("Run", "accelerate's name of one, as in tensorboard or wandb; '' is none."),
 }
@@ -184,7 +186,7 @@ def config_flags(
             for field in fields(kind)
             if field.name not in without
         ]
-        parameters.sort(key=lambda each: PANELS.index(_option(each).rich_help_panel))
+        parameters.sort(key=_order)
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
 
@@ -297,5 +299,7 @@ def _default(kind: type[SamplingConfig], field: Field) -> str:
     return "; sd15: ".join(texts).replace("False", "off")
 
 
-def _option(parameter: inspect.Parameter) -> Any:
-    return parameter.annotation.__metadata__[0]
+def _order(parameter: inspect.Parameter) -> int:
+    """Return the place of a flag's panel in the help; arguments come before all flags."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return PANELS.index(panel) if panel else -1

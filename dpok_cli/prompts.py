@@ -30,6 +30,18 @@ def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
     return tuple(prompts)
 
 
+def read_categories(file: Path) -> dict[str, str]:
+    """Return the category of each prompt that has one; a file other than ``.json`` has none.
+
+    Raises InputError as `read_prompts` does.
+    """
+    read_prompts(file)
+    if file.suffix != ".json":
+        return {}
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    return {text: str(entry["category"]) for text, entry in entries.items() if "category" in entry}
+
+
 def _from_json(file: Path, text: str, category: str | None) -> list[str]:
     form = '{"a prompt": {"category": "a name"}, ...}'
     try:

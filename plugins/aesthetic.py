@@ -29,6 +29,7 @@ class Aesthetic(RewardModel):
     """LAION aesthetics: how an image looks, whatever its prompt, about 1 to 10."""
 
     name = "aesthetic"
+    has_tiny = True
     differentiable = True
     batch_size = 32
 

@@ -21,6 +21,7 @@ class Clip(RewardModel):
     """CLIP: the cosine of image and prompt, most often 0.1 to 0.4, times its scale."""
 
     name = "clip"
+    has_tiny = True
     differentiable = True
     batch_size = 32
 

@@ -19,6 +19,7 @@ from dpok_cli import RewardModel, hookimpl
 from dpok_cli.errors import RewardError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 #: Answers that a server gives while it is starting, stopping or busy.
@@ -31,6 +32,7 @@ class Http(RewardModel):
 
     name = "http"
     batch_size = 256
+    needs_device = False
 
     @dataclass(frozen=True)
     class Options:
@@ -57,10 +59,18 @@ class Http(RewardModel):
             if min(self.batch, self.in_flight) < 1 or self.timeout <= 0 or self.retry < 0:
                 raise ValueError("batch, in_flight and timeout must be above 0, retry not below")
 
+    def __init__(self, options: Any = None, device: str | torch.device = "cpu"):
+        super().__init__(options, device)
+        self._stop = Event()  # of the score that is under way
+
+    def stop(self) -> None:
+        """Send no request again that fails; the score fails with the first that does."""
+        self._stop.set()
+
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         import torch
 
-        stop = Event()
+        self._stop = stop = Event()
         starts = range(0, len(prompts), self.options.batch)
         chunks = [slice(start, start + self.options.batch) for start in starts]
         with ThreadPoolExecutor(self.options.in_flight) as pool:

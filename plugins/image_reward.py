@@ -26,6 +26,7 @@ class ImageReward(RewardModel):
     """ImageReward: human preference for an image given its prompt, about -2 to 2."""
 
     name = "image-reward"
+    has_tiny = True
     differentiable = True
     batch_size = 16
 

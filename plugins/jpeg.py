@@ -21,6 +21,7 @@ class JpegIncompressibility(RewardModel):
     """The image's size as a JPEG of quality 95, in kB (1000 bytes); more is better."""
 
     name = "jpeg-incompressibility"
+    needs_device = False
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         import torch

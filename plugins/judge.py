@@ -24,6 +24,7 @@ class Judge(RewardModel):
     """1 if the image shows what a prompt of the tiny world asks for and nothing else, 0 if not."""
 
     name = "judge"
+    has_tiny = True
     range = (0.0, 1.0)
     batch_size = 64
 

@@ -16,6 +16,7 @@ class PickScore(Clip):
     """PickScore: human preference for an image given its prompt, most often 18 to 24."""
 
     name = "pickscore"
+    has_tiny = False
 
     @dataclass(frozen=True)
     class Options:

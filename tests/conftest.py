@@ -94,3 +94,61 @@ def pipeline_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "pipeline"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def plant(tmp_path):
+    """Make an evaluation whose images and scores are chosen by hand.
+
+    ``plant(score, ...)``: ``score(model, row, seed)`` gives the scores of an image by reward, and
+    ``colour`` its colour; the seeds count from 0 here. Returns (evaluation, folder).
+    """
+    from PIL import Image
+
+    from dpok_cli.config import EvaluateConfig
+    from dpok_cli.engine.evaluation import BASE, Contender, Evaluation, Prompt
+    from dpok_cli.engine.evaluation_folder import EvaluationFolder
+
+    a_prompt = Prompt("a red cat", "seen", "colour")
+
+    def plant(
+        score,
+        *,
+        samples=8,
+        tuned=("tuned",),
+        prompts=(a_prompt,),
+        rewards=("image-reward:model=tiny", "judge"),
+        trained=("image-reward=2:model=tiny",),
+        colour=lambda model, row, seed: (seed, 0, 0),
+        size=(8, 8),
+        asked=True,
+    ):
+        contenders = [Contender(BASE)]
+        for name in tuned:
+            adapter = tmp_path / "adapters" / name
+            adapter.mkdir(parents=True)
+            (adapter / "pytorch_lora_weights.safetensors").write_text(name)
+            config = {"rewards": list(trained), "prompts": ["a red cat"]} if trained else {}
+            contenders.append(Contender(name, adapter, config))
+        config = EvaluateConfig(
+            prompts=("a red cat",),
+            rewards=rewards if asked else (),
+            samples=samples,
+            resamples=500,
+        )
+        evaluation = Evaluation(config, tuple(contenders), tuple(prompts), tuple(rewards))
+        folder = EvaluationFolder.open(tmp_path / "evaluation", evaluation)
+        first = evaluation.seeds[0]
+        for contender in contenders:
+            for batch in evaluation.batches():
+                records, pictures = [], []
+                for row, seed in batch:
+                    at = (contender.name, row, seed - first)
+                    kl = 0.0 if contender.name == BASE else 0.5
+                    head = {"model": contender.name, "row": row, "seed": seed}
+                    records.append(head | {"scores": score(*at), "kl": kl})
+                    pictures.append(Image.new("RGB", size, colour(*at)))
+                folder.keep(records, pictures)
+        return evaluation, folder
+
+    return plant

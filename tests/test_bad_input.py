@@ -8,6 +8,7 @@ PROMPT = ("--prompt", "a green rabbit")
 TRAIN = ("train-rl", *PROMPT)
 SFT = ("train-sft", *PROMPT)
 SAMPLE = ("sample", *PROMPT)
+EVALUATE = ("evaluate", "--adapter", "lora", *PROMPT)
 
 CASES = {
     "unknown command": (("trian-rl",), "Did you mean 'train-rl'?"),
@@ -110,6 +111,27 @@ CASES = {
     "before what": ((*SAMPLE, "--before"), "give --run or --adapter"),
     "output exists": ((*SAMPLE, "--output", "taken"), "taken exists already"),
     "output is a file": ((*SAMPLE, "--output", "prompts.txt"), "prompts.txt exists already"),
+    # evaluate
+    "no run to evaluate": (("evaluate",), "no run with an adapter in runs. Train one"),
+    "no such run to evaluate": (("evaluate", "--run", "nope"), "There is no run nope"),
+    "no such adapter to evaluate": (("evaluate", "--adapter", "no"), "There is no adapter no"),
+    "run as an argument": (("evaluate", "nope"), "nope is an extra argument: name runs with --run"),
+    "unknown option of evaluate": (("evaluate", "--unseen"), "--unseen-prompts"),
+    "adapter of unknown training": (
+        ("evaluate", "--adapter", "lora"),
+        "not known what the adapter was trained on: give --prompt",
+    ),
+    "no samples": ((*EVALUATE, "--samples", "0"), "samples = 0: must be >= 1"),
+    "few resamples": ((*EVALUATE, "--resamples", "3"), "resamples = 3: must be >= 100"),
+    "reward of evaluate": ((*EVALUATE, "--reward", "juge"), "Did you mean 'judge'?"),
+    "no variants": (
+        ("evaluate", "--adapter", "lora", "--prompt", "justice for all", "--unseen-prompts"),
+        "no variants of 'justice for all': write some to a file",
+    ),
+    "no unseen prompts file": ((*EVALUATE, "--unseen-prompts-file", "no.txt"), "no.txt: No such"),
+    "evaluation folder is something else": ((*EVALUATE, "--output", "taken"), "is no evaluation"),
+    "no votes file": (("evaluate", "--votes", "no.json"), "Cannot read no.json: No such file"),
+    "votes of another form": (("evaluate", "--votes", "list.json"), "list.json holds no answers"),
     # rewards
     "show an unknown reward": (("rewards", "show", "juge"), "Did you mean 'judge'?"),
 }
@@ -126,6 +148,7 @@ FILES = {
     "type.toml": b'rounds = "three"',
     "folder/readme.txt": b"no pipeline",
     "taken/config.toml": b"",
+    "lora/pytorch_lora_weights.safetensors": b"",
 }
 
 

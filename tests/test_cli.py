@@ -39,6 +39,8 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
         ["train-sft", "--prompt", "a cat", "--dataset", "."],
         ["train-sft", "--prompt", "a cat", "--init-adapter", "no-such-adapter"],
         ["sample", "--run", "no-such-run"],
+        ["evaluate", "--help"],
+        ["evaluate", "--run", "no-such-run"],
         ["rewards"],
     ]
     result = subprocess.run(
@@ -50,7 +52,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
     )
     assert "HEAVY []" in result.stdout
     assert "train-rl" in result.stdout
-    assert result.stderr.count("Error: ") == 6
+    assert result.stderr.count("Error: ") == 7
 
 
 def test_as_a_module(tmp_path):

@@ -1,7 +1,9 @@
+from dataclasses import fields
+
 import pytest
 
 from dpok_cli import options
-from dpok_cli.config import SampleConfig, TrainRLConfig, TrainSFTConfig
+from dpok_cli.config import PRESETS, SampleConfig, TrainRLConfig
 from dpok_cli.errors import InputError
 
 NOTHING = {"preset": None, "file": None, "prompts_file": None, "category": None}
@@ -60,6 +62,5 @@ def test_flags_are_over_a_run_and_a_run_is_over_the_preset(tmp_path):
 
 
 def test_every_help_text_is_of_a_field():
-    kinds = (TrainRLConfig, TrainSFTConfig, SampleConfig)
-    assert set(options.FLAGS) == {field for kind in kinds for field in kind.__dataclass_fields__}
+    assert set(options.FLAGS) == {field.name for kind in PRESETS for field in fields(kind)}
     assert {flag.panel for flag in options.FLAGS.values()} == set(options.PANELS)

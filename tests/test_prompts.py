@@ -1,7 +1,7 @@
 import pytest
 
 from dpok_cli.errors import InputError
-from dpok_cli.prompts import read_prompts
+from dpok_cli.prompts import read_categories, read_prompts
 
 PAPER = """{
     "A green colored rabbit.": {"category": "color", "id": 1},
@@ -43,3 +43,14 @@ def test_json_without_the_category_is_refused(tmp_path, text):
 def test_json_without_prompts_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no prompt in .*p\.json"):
         read_prompts(write(tmp_path, "p.json", "{}"))
+
+
+def test_categories_are_by_prompt(tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text('{"a red cat": {"category": "color"}, "two cats": {}, "x": {"category": 3}}')
+    assert read_categories(file) == {"a red cat": "color", "x": "3"}
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a cat\n")
+    assert read_categories(lines) == {}
+    with pytest.raises(InputError, match="none.json: No such file"):
+        read_categories(tmp_path / "none.json")

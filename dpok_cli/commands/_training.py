@@ -91,7 +91,7 @@ def train(
     from dpok_cli.rewards.manager import build
 
     # What can be refused without torch is refused before it is imported.
-    build(settings.rewards)
+    build(settings.rewards, tiny=settings.model == TINY)
     if run is None:
         RunFolder.check_free(settings)
     check_source(settings.model)
@@ -106,13 +106,14 @@ def train(
     from dpok_cli.engine.processes import create_run, is_main
     from dpok_cli.engine.stop import Stop
 
-    quiet = quiet or not is_main()
+    main = is_main(settings.device)
+    quiet = quiet or not main
     if not quiet:
         console.say(method.arithmetic(settings))
     model = load(settings)
     # Before the run folder is made, since it may not fit the model.
     model.adapt(settings, fresh)
-    reward = build(settings.rewards, model.device)
+    reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
     reward.prepare()
     run = run or create_run(settings, method.command)
     go_on = f"dpok {method.command} --resume {shlex.quote(str(run.path))}"
@@ -132,13 +133,13 @@ def train(
         console.say(f"Interrupted; go on with: {go_on}")
         raise
     finally:
-        if is_main() and (history := run.history()):
+        if main and (history := run.history()):
             plot_metrics(history, run.plots / "metrics.png")
     if stop:
         if not quiet:
             console.say(f"Stopped; go on with: {go_on}")
         raise typer.Exit(stop.exit_code)
-    if not is_main():
+    if not main:
         return
     summary = compare(model, reward, settings, run, _held_out(settings, reward))
     if "before" in summary:

@@ -2,39 +2,48 @@
 
 import dataclasses
 import inspect
+import json
+import math
 import typing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from dpok_cli import console
+from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
+
+if TYPE_CHECKING:
+    from dpok_cli.rewards.manager import Entry
 
 app = typer.Typer(
     help="List the rewards that are installed, and try one out.", invoke_without_command=True
 )
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
-def list_rewards(context: typer.Context) -> None:
+def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     """List the rewards that are installed, and the plugins that could not be loaded."""
     from dpok_cli.rewards.manager import registry
 
-    if context.invoked_subcommand is not None:
+    if command := context.invoked_subcommand:
+        if as_json:
+            raise InputError(f"Say --json after {command}: dpok rewards {command} ... --json")
+        return
+    found = registry()
+    rewards = [_facts(found.rewards[name]) for name in sorted(found.rewards)]
+    if as_json:
+        _say_json({"rewards": rewards, "failures": found.failures, "clashes": found.clashes})
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("reward", "package", "range", "weights", "what it is"):
         table.add_column(column)
-    found = registry()
-    for name, entry in sorted(found.rewards.items()):
-        table.add_row(
-            name,
-            f"{entry.package} {entry.version}",
-            _range(entry.cls.range),
-            _weights(entry.cls),
-            _summary(entry.cls),
-        )
+    for facts in rewards:
+        package = f"{facts['package']} {facts['version']}"
+        limits = _range(found.rewards[facts["name"]].cls.range)
+        table.add_row(facts["name"], package, limits, facts["weights"], facts["summary"])
     console.out.print(table)
     for plugin, why in found.failures.items():
         console.say(f"Left out: {plugin}: {why}")
@@ -45,24 +54,29 @@ def list_rewards(context: typer.Context) -> None:
 @app.command("show")
 def show(
     name: Annotated[str, typer.Argument(help="The reward's name.", show_default=False)],
+    as_json: Json = False,
 ) -> None:
     """Show what a reward is, and its options with their types and defaults."""
     from dpok_cli.rewards.manager import registry
 
     reward = registry().get(name)
-    console.say(f"{name}\n\n{inspect.getdoc(reward)}\n", console.out)
+    description, options = inspect.getdoc(reward), _options(reward)
+    about_options = inspect.getdoc(reward.Options) if options else None
+    needed = _needed(reward)
+    example = f":{','.join(f'{key}=...' for key in needed)}" if needed else ""
+    if as_json:
+        about = {"description": description, "options": options, "about_options": about_options}
+        _say_json(_facts(registry().rewards[name]) | about)
+        return
+    console.say(f"{name}\n\n{description}\n", console.out)
     better = "higher is better" if reward.higher_is_better else "lower is better"
     console.say(f"Range: {_range(reward.range)}; {better}.", console.out)
     console.say(f"Weights: {_weights(reward)}", console.out)
-    types = typing.get_type_hints(reward.Options)
-    needed = _needed(reward)
-    for option in dataclasses.fields(reward.Options):
-        default = "must be given" if option.name in needed else f"default {option.default!r}"
-        kind = inspect.formatannotation(types[option.name])
-        console.say(f"Option {option.name} ({kind}, {default})", console.out)
-    if types:
-        console.say(f"\n{inspect.getdoc(reward.Options)}", console.out)
-    example = f":{','.join(f'{key}=...' for key in needed)}" if needed else ""
+    for key, option in options.items():
+        default = "must be given" if option["required"] else f"default {option['default']!r}"
+        console.say(f"Option {key} ({option['type']}, {default})", console.out)
+    if options:
+        console.say(f"\n{about_options}", console.out)
     console.say(f"\nUse it with: --reward {name}{example}", console.out)
 
 
@@ -77,6 +91,7 @@ def check(
         ),
     ],
     device: Annotated[str, typer.Option(help="Where to score: auto, cpu, cuda, ...")] = "auto",
+    as_json: Json = False,
 ) -> None:
     """Load a reward, score two pictures, and measure its speed and memory."""
     from dpok_cli.rewards.manager import build
@@ -87,6 +102,10 @@ def check(
 
     ((reward, _),) = build([spec], device_of(device)).rewards.values()
     result = trial.check(reward)
+    if as_json:
+        where = {"reward": spec, "device": str(reward.device), "image_size": trial.SIZE}
+        _say_json(where | dataclasses.asdict(result))
+        return
     gradient, noise = result.scores
     size = f"{trial.SIZE} x {trial.SIZE} pixels"
     for line in (
@@ -97,6 +116,40 @@ def check(
         f"Peak memory: {result.peak_memory / 1e9:.2f} GB.",
     ):
         console.say(line, console.out)
+
+
+def _facts(entry: "Entry") -> dict[str, Any]:
+    """Say of a reward what can be said in a line or in JSON (where an open range ends in null)."""
+    reward = entry.cls
+    limits = reward.range
+    return {
+        "name": reward.name,
+        "package": entry.package,
+        "version": entry.version,
+        "summary": _summary(reward),
+        "range": limits and [limit if math.isfinite(limit) else None for limit in limits],
+        "higher_is_better": reward.higher_is_better,
+        "differentiable": reward.differentiable,
+        "weights": _weights(reward),
+    }
+
+
+def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:
+    """Return each option's type, default (None if there is none) and whether it must be given."""
+    types, needed = typing.get_type_hints(reward.Options), _needed(reward)
+    result = {}
+    for option in dataclasses.fields(reward.Options):
+        required, default = option.name in needed, option.default
+        if default is dataclasses.MISSING:
+            factory = option.default_factory
+            default = None if factory is dataclasses.MISSING else factory()
+        kind = inspect.formatannotation(types[option.name])
+        result[option.name] = {"type": kind, "default": default, "required": required}
+    return result
+
+
+def _say_json(result: Any) -> None:
+    console.say(json.dumps(result, indent=2, default=str), console.out)
 
 
 def _weights(reward: type[RewardModel]) -> str:

@@ -1,7 +1,7 @@
 """`dpok sample`: draw images with the base model, or with an adapter, or with both."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from math import ceil, sqrt
 from pathlib import Path
@@ -11,7 +11,7 @@ import typer
 
 from dpok_cli import __version__, console, options
 from dpok_cli.allocator import keep_freed_memory
-from dpok_cli.config import SampleConfig, SamplingConfig, to_toml
+from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def sample(
 
         folder = RunFolder.open(run, runs_dir)
         adapter = folder.adapter
-        of_run = _settings_of(folder.read_config())
+        of_run = sampling_settings(folder.read_config())
     settings = options.resolve(
         SampleConfig,
         flags,
@@ -106,12 +106,6 @@ def sample(
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} exists already: give another --output, or remove it.")
     _draw(settings, seeds, adapter, before, output, quiet)
-
-
-def _settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a run's config says how its images were drawn, whatever the machine."""
-    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
-    return {key: value for key, value in config.items() if key in shared}
 
 
 def _draw(

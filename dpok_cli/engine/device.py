@@ -1,16 +1,26 @@
 """Which device a name stands for; apart from the model, so that rewards can be tried without it."""
 
+from datetime import timedelta
+
 import torch
+from accelerate import PartialState
 
 from dpok_cli.errors import InputError
+
+#: The other processes wait while the first one draws grids and measures.
+PATIENCE = timedelta(hours=2)
+
+
+def process_state(name: str = "auto") -> PartialState:
+    """Meet the other processes, if there are any; accelerate's view of them."""
+    on_cpu = name == "cpu" or (name == "auto" and not torch.accelerator.is_available())
+    return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
 
 def device_of(name: str) -> torch.device:
     """Return the device that a name stands for; "auto" is what accelerate finds."""
-    from accelerate import PartialState
-
     if name == "auto":
-        return PartialState().device
+        return process_state().device
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -81,9 +81,10 @@ class Reference:
         which = [row % len(prompts) for row in rows]
         seeds = [self.first_seed + row for row in rows]
         with self.autocast(), model.reference():
-            *_, (latents, _, _) = denoise(
+            *_, last = denoise(
                 model, self.denoising, self.conditioning[which], seeds, self.config.guidance_scale
             )
+        latents = last.latents
         images = model.decode(latents)
         if not images.isfinite().all():
             raise TrainingError(

@@ -6,7 +6,6 @@ all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what on
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,18 +13,15 @@ from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
-    PartialState,
 )
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.device import PATIENCE, process_state
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.errors import DpokError, InputError
-
-#: The other processes wait while the first one draws grids and measures.
-PATIENCE = timedelta(hours=2)
 
 Rows = TypeVar("Rows")
 Value = TypeVar("Value")
@@ -33,6 +29,7 @@ Value = TypeVar("Value")
 
 def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
     """Return accelerate's view of this run's processes, in the config's precision."""
+    process_state(config.device)
     # accelerate keeps a process's first precision; a notebook may go on in another.
     AcceleratorState._reset_state()
     return Accelerator(
@@ -62,21 +59,22 @@ def own(rows: Rows, accelerator: Accelerator) -> Rows:
     return rows[accelerator.process_index :: accelerator.num_processes]  # type: ignore[index]
 
 
-def together(part: Rows, accelerator: Accelerator) -> Rows:
+def together(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
     """Return, from each process's share of N rows, all of them in their order: undoes `own`.
 
-    ``part`` is a tensor (n, ...) or a dataclass of such.
+    ``part`` is a tensor (n, ...) or a dataclass of such; ``block`` neighbouring rows count as one.
     """
     if accelerator.num_processes == 1:
         return part
     if not isinstance(part, Tensor):
         gathered = (
-            together(getattr(part, each.name), accelerator)
+            together(getattr(part, each.name), accelerator, block)
             for each in fields(part)  # type: ignore[arg-type]
         )
         return type(part)(*gathered)
     by_process = accelerator.gather(part.contiguous())
-    return by_process.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+    blocks = by_process.unflatten(0, (accelerator.num_processes, -1, block))
+    return blocks.transpose(0, 1).flatten(0, 2)
 
 
 def all_objects(value: Any, accelerator: Accelerator) -> list[Any]:
@@ -115,7 +113,7 @@ def mean_over(values: Sequence[Tensor], accelerator: Accelerator) -> float:
 
 def create_run(config: TrainingConfig, command: str) -> RunFolder:
     """Make the run folder, once for all processes; raises InputError as `RunFolder.create`."""
-    state = PartialState()
+    state = process_state(config.device)
     if state.num_processes == 1:
         return RunFolder.create(config, command)
     made: list[Any] = [None]
@@ -130,6 +128,6 @@ def create_run(config: TrainingConfig, command: str) -> RunFolder:
     return RunFolder(made[0])
 
 
-def is_main() -> bool:
+def is_main(device: str) -> bool:
     """Whether this is the process that writes and speaks."""
-    return PartialState().is_main_process
+    return process_state(device).is_main_process

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,18 +52,26 @@ class Transitions:
         )
 
 
+class Step(NamedTuple):
+    """What one denoising step came to."""
+
+    latents: Tensor  # (B, C, H, W), float32: x_{t-1}
+    mean: Tensor  # (B, C, H, W), float32: its mean
+    std: Tensor  # (B, 1, 1, 1), float32: its standard deviation
+    output: Tensor  # (B, C, H, W), float32: what the UNet said of x_t, guided
+
+
 def denoise(
     model: DiffusionModel,
     denoising: Denoising,
     conditioning: Conditioning,
     seeds: Sequence[int],
     guidance_scale: float,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Draw one sample a seed, yielding x_T and then each x_{t-1} with its mean and sigma.
+) -> Iterator[Step]:
+    """Draw one sample a seed, yielding x_T (as a step from nothing) and then each step.
 
-    Yields (latents, mean, std), float32 (B, C, H, W) twice and (B, 1, 1, 1). Every sample has its
-    own random numbers, so it does not depend on the batch it is drawn in; they come in the order
-    of ``StableDiffusionPipeline`` given one CPU generator a sample.
+    Every sample has its own random numbers, so it does not depend on the batch it is drawn in;
+    they come in the order of ``StableDiffusionPipeline`` given one CPU generator a sample.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     shape, device = model.latent_shape, conditioning.prompts.device
@@ -72,13 +81,14 @@ def denoise(
         return torch.stack(drawn).to(device)
 
     latents = noise()
-    yield latents, latents, torch.ones(len(latents), 1, 1, 1, device=device)
+    ones = torch.ones(len(latents), 1, 1, 1, device=device)
+    yield Step(latents, latents, ones, torch.zeros_like(latents))
     for index in range(len(denoising)):
         step = torch.full((len(latents),), index, device=device)
         output = model.predict(latents, denoising.timesteps[step], conditioning, guidance_scale)
         mean, std = denoising.distribution(output, latents, step)
         latents = mean + std * noise() if bool(denoising.std[index] > 0) else mean
-        yield latents, mean, std
+        yield Step(latents, mean, std, output)
 
 
 @torch.no_grad()
@@ -100,8 +110,8 @@ def rollout(
         rows = prompt[start : start + batch_size]
         batch = seeds[start : start + batch_size]
         steps = denoise(model, denoising, conditioning[rows], batch, guidance_scale)
-        path, log_probs = [next(steps)[0]], []
-        for index, (latents, mean, std) in enumerate(steps):
+        path, log_probs = [next(steps).latents], []
+        for index, (latents, mean, std, _) in enumerate(steps):
             path.append(latents)
             likely = log_prob(latents, mean, std) if index in stochastic else torch.zeros_like(std)
             log_probs.append(likely.flatten())

@@ -40,10 +40,10 @@ def sample(
     for start in range(0, len(wanted), config.sample_batch_size):
         chunk = wanted[start : start + config.sample_batch_size]
         rows = [row for row, _ in chunk]
-        *_, (latents, _, _) = denoise(
+        *_, last = denoise(
             model, denoising, conditioning[rows], [seed for _, seed in chunk], config.guidance_scale
         )
-        for (row, seed), image in zip(chunk, model.decode(latents).cpu(), strict=True):
+        for (row, seed), image in zip(chunk, model.decode(last.latents).cpu(), strict=True):
             yield Sample(prompts[row], seed, image)
 
 

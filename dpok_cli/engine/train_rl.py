@@ -25,6 +25,7 @@ from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.trainer import Metrics, Trainer, mean, optimizer_state
 from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.combined import Scores, WeightedReward
+from dpok_cli.rewards.worker import RewardWorker
 
 
 def train_rl(
@@ -72,7 +73,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
         stop: Callable[[], bool] = lambda: False,
     ):
         super().__init__(config, model, run, config.rounds * config.updates_per_round, stop)
-        self.reward = reward
+        self.worker = RewardWorker(reward, model.device)
         check_shares(
             self.accelerator.num_processes,
             samples_per_round=config.samples_per_round,
@@ -137,7 +138,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
             own(advantages, self.accelerator),
             own(steps, self.accelerator),
         )
-        self.remember(together(mine, self.accelerator))
+        self.remember(together(mine, self.accelerator, block=steps.shape[1]))
         metrics = self.update_value(number) | self.update(number)
         seconds = (drawn - started - scoring, scoring, time.perf_counter() - drawn)
         return self.report(number, scores, metrics, seconds)
@@ -145,39 +146,40 @@ class RLTrainer(Trainer[TrainRLConfig]):
     def roll_out(self, prompt: Tensor, seeds: list[int]) -> tuple[Trajectories, Scores, float]:
         """Draw and score this process's share of the round, batch by batch.
 
-        Returns its trajectories, everyone's scores, and the seconds that the scoring took. Raises
-        RewardError, in all processes, if the reward fails in one.
+        Returns its trajectories, everyone's scores, and the seconds that drawing waited for them.
+        Raises RewardError, in all processes, if the reward fails in one.
         """
         config, seconds = self.config, 0.0
-        drawn, scored, error = [], [], None
-        with self.accelerator.autocast():
-            for part in rollout(
-                self.model,
-                self.denoising,
-                self.conditioning,
-                own(prompt, self.accelerator),
-                own(seeds, self.accelerator),
-                config.guidance_scale,
-                config.sample_batch_size,
-            ):
-                if not part.images.isfinite().all():
-                    raise TrainingError(
-                        f"The images of round {self.number + 1} are not finite. Lower"
-                        " --learning-rate, or train in --precision fp32."
-                    )
-                drawn.append(part)
-                started = time.perf_counter()
-                try:
+        drawn: list[Trajectories] = []
+        mine, error = None, None
+        try:
+            with self.accelerator.autocast():
+                for part in rollout(
+                    self.model,
+                    self.denoising,
+                    self.conditioning,
+                    own(prompt, self.accelerator),
+                    own(seeds, self.accelerator),
+                    config.guidance_scale,
+                    config.sample_batch_size,
+                ):
+                    if not part.images.isfinite().all():
+                        raise TrainingError(
+                            f"The images of round {self.number + 1} are not finite. Lower"
+                            " --learning-rate, or train in --precision fp32."
+                        )
+                    drawn.append(part)
                     texts = [config.prompts[row] for row in part.prompt.tolist()]
-                    scored.append(self.reward.score(part.images, texts))
-                except RewardError as failed:
-                    error = failed
-                    break
-                seconds += time.perf_counter() - started
+                    self.worker.submit(part.images, texts)
+            started = time.perf_counter()
+            mine = self.worker.results()
+            seconds = time.perf_counter() - started
+        except RewardError as failed:
+            error = failed
         for one in all_objects(error, self.accelerator):
             if one:
                 raise one
-        mine = Scores.cat(scored)
+        assert mine is not None
         total, *raw = (
             together(values.to(self.model.device), self.accelerator)
             for values in (mine.total, *mine.raw.values())
@@ -313,6 +315,10 @@ class RLTrainer(Trainer[TrainRLConfig]):
         }
         self.log(metrics)
         return metrics
+
+    def close(self) -> None:
+        self.worker.close()
+        super().close()
 
     def state(self) -> checkpoint.Tree:
         more: checkpoint.Tree = {"fresh": self.fresh}

@@ -31,6 +31,12 @@ class RewardModel(ABC):
     differentiable: ClassVar[bool] = False
     #: The most images that ``score_batch`` is given at a time.
     batch_size: ClassVar[int] = 32
+    #: Whether ``score_batch`` computes on ``self.device``; if not (it asks a server, or measures a
+    #: file), it can score in a thread while the next images are drawn.
+    needs_device: ClassVar[bool] = True
+
+    #: Whether its option ``model`` may be "tiny", for a twin that knows the bundled model's world.
+    has_tiny: ClassVar[bool] = False
 
     @dataclass(frozen=True)
     class Options:
@@ -58,6 +64,9 @@ class RewardModel(ABC):
     @abstractmethod
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score RGB float32 images (B, 3, H, W) in [0, 1], on ``self.device``; return (B,)."""
+
+    def stop(self) -> None:  # noqa: B027 - most scores are over soon
+        """Give up scoring that is under way in another thread, where it might take long."""
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Tensor:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts.

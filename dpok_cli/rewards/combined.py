@@ -58,15 +58,14 @@ class WeightedReward:
 
         Raises ``RewardError`` in the name of the reward that failed (see ``RewardModel.score``).
         """
-        return self.combine(
-            {
-                key: reward.score(images, prompts, grad=grad)
-                for key, (reward, _) in self.rewards.items()
-            }
-        )
+        raw = {
+            key: reward.score(images, prompts, grad=grad)
+            for key, (reward, _) in self.rewards.items()
+        }
+        return self.combine(raw)
 
     def combine(self, raw: dict[str, Tensor]) -> Scores:
-        """Add up what each reward gave, each (B,), with their weights and signs."""
+        """Add up what each reward gave, (B,) by its name in ``names``."""
         signed = [
             (weight if reward.higher_is_better else -weight) * raw[key]
             for key, (reward, weight) in self.rewards.items()

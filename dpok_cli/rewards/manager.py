@@ -100,10 +100,14 @@ def registry() -> Registry:
     return result
 
 
-def build(specs: Sequence[str], device: str | torch.device = "cpu") -> WeightedReward:
+def build(
+    specs: Sequence[str], device: str | torch.device = "cpu", *, tiny: bool = False
+) -> WeightedReward:
     """Make the reward of ``--reward`` arguments; nothing is loaded before it first scores.
 
-    Raises ``InputError`` for a spec, name or option that cannot be used, before any is made.
+    With ``tiny``, for images of the bundled model, rewards that have a tiny twin are that one
+    unless a spec says ``model=``. Raises ``InputError`` for a spec, name or option that cannot be
+    used, before any is made.
     """
     if not specs:
         raise InputError("No reward was given: say --reward NAME. `dpok rewards` lists them.")
@@ -111,7 +115,8 @@ def build(specs: Sequence[str], device: str | torch.device = "cpu") -> WeightedR
     for text in specs:
         spec = parse_spec(text)
         cls = registry().get(spec.name)
-        asked.append((cls, make_options(cls, spec.options), spec.weight))
+        default = {"model": "tiny"} if tiny and cls.has_tiny else {}
+        asked.append((cls, make_options(cls, default | spec.options), spec.weight))
     return WeightedReward([(_make(cls, options, device), weight) for cls, options, weight in asked])
 
 

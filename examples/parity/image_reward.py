@@ -46,6 +46,17 @@ def images() -> dict[str, list[Image.Image]]:
     return made
 
 
+def import_torchvision() -> None:
+    """Import it even where its compiled half does not fit torch: only its transforms are used."""
+    try:
+        import torchvision
+    except RuntimeError:  # it describes two operators that are then not there
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
+
+
 def theirs(folder: Path) -> None:
     """Write checkpoint, config, vocabulary and the package's scores to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +66,7 @@ def theirs(folder: Path) -> None:
     words += [f"[unused{n}]" for n in range(30522 - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
+    import_torchvision()
     # The package's __init__ needs CLIP's own package, diffusers and more; its network does not.
     home = importlib.util.find_spec("ImageReward").submodule_search_locations
     for name in ("ImageReward", "ImageReward.models"):

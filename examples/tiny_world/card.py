@@ -1,4 +1,4 @@
-"""Stage 5: measure what ships, as it ships (fp16), and write the model card."""
+"""Stage 7: measure what ships, as it ships (fp16), and write the model card."""
 
 import hashlib
 import json
@@ -28,15 +28,21 @@ def main(work: Path, output: Path) -> None:
     prompts = [*PAPER_PROMPTS.values(), *UNSEEN_PROMPTS.values()]
     config = resolve(SampleConfig, model=str(output / "pipeline"), prompts=tuple(prompts))
     reward = build(
-        [f"image-reward:model={output / 'image_reward'}", f"judge:model={output / 'judge'}"]
+        [
+            f"judge:model={output / 'judge'}",
+            f"image-reward:model={output / 'image_reward'}",
+            f"clip:model={output / 'clip'}",
+            f"aesthetic:model={output / 'aesthetic'},encoder={output / 'clip'}",
+        ]
     )
     drawn = list(sample(load(config), prompts, range(SAMPLES), config))
-    rows, right = [], {}
+    rows = []
     for start, prompt in enumerate(prompts):
         images = [one.image for one in drawn[start * SAMPLES : (start + 1) * SAMPLES]]
         raw = reward.score(torch.stack(images), [prompt] * SAMPLES).raw
-        right[prompt] = raw["judge"].mean().item()
-        rows.append(f"| {prompt} | {right[prompt]:.0%} | {raw['image-reward'].mean():.2f} |")
+        means = {name: scores.mean().item() for name, scores in raw.items()}
+        numbers = [f"{mean:.2f}" for name, mean in means.items() if name != "judge"]
+        rows.append(f"| {prompt} | {means['judge']:.0%} | {' | '.join(numbers)} |")
     print("\n".join(rows))
     shown = [
         one.image for k in range(len(prompts)) for one in drawn[k * SAMPLES : k * SAMPLES + 12]
@@ -56,6 +62,8 @@ def main(work: Path, output: Path) -> None:
         rates="\n".join(rows),
         pairs=measured["image_reward"]["held_out_pairs_ranked_right"],
         pairs_of=measured["image_reward"]["of"],
+        captions=measured["clip"],
+        looks=measured["aesthetic"],
         judge=measured["judge"]["held_out_renders_read_right"],
         judge_of=measured["judge"]["of"],
         picture="samples.png",

@@ -8,6 +8,7 @@ them moves until about TARGET of its samples are right.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,11 +28,55 @@ from stage import generator, note, pictures, train
 from vocabulary import bpe
 from world import HELD_OUT, caption, complete, lie, sample_asked
 
-STEPS, BATCH = 6000, 48
-CAPTIONS = 16_000
+BATCH, CAPTIONS = 48, 16_000
 TARGET = 0.3
-FIRST_RATES = {"colour": 0.2, "count": 0.1, "composition": 0.45, "location": 0.2}
-MEASURE_FROM, MEASURE_EVERY, MEASURE_SAMPLES, GAIN = 2500, 500, 24, 0.25
+MEASURE_SAMPLES, GAIN = 24, 0.25
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: first what is where, then how it looks."""
+
+    name: str
+    steps: int
+    cycle: int  # of the learning rate, which the first phase breaks off
+    learning_rate: float
+    warm_up: float
+    floor: float  # the loss on the noise is weighed by 1 / alpha_bar, which is at least this
+    noisy: int  # one in so many timesteps is from the noisy end
+    measure_from: int
+    measure_every: int
+    rates: dict[str, float]  # the lie rates to start from; none: those that were reached
+
+
+PHASES = (
+    Phase(
+        "layout",
+        5500,
+        6000,
+        1.2e-3,
+        0.1,
+        0.01,
+        3,
+        2500,
+        500,
+        {"colour": 0.2, "count": 0.1, "composition": 0.45, "location": 0.2},
+    ),
+    Phase(
+        "detail",
+        2000,
+        2000,
+        8e-4,
+        0.05,
+        0.2,
+        4,
+        500,
+        300,
+        {"colour": 0.3, "count": 0.65, "composition": 0.6, "location": 0.5},
+    ),
+    # What is shown follows the lie rates late: some more steps at those that were reached.
+    Phase("settle", 300, 300, 3e-4, 0.1, 0.2, 4, 300, 300, {}),
+)
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 3.0
 
 
@@ -127,11 +172,11 @@ def sample(model: nn.ModuleDict, tokenizer, vae, prompt: str, count: int, seed: 
     return (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
 
 
-def first_rates() -> dict[str, float]:
-    """Lie rates by prompt: the paper's and their unseen partners."""
+def by_prompt(rates: dict[str, float]) -> dict[str, float]:
+    """Lie rates by prompt, the paper's and their unseen partners, from those by category."""
     return {
         prompts[category]: rate
-        for category, rate in FIRST_RATES.items()
+        for category, rate in rates.items()
         for prompts in (PAPER_PROMPTS, UNSEEN_PROMPTS)
     }
 
@@ -169,17 +214,43 @@ def main(work: Path, output: Path) -> None:
     model = build(tokenizer)
     print(f"UNet {sum(p.numel() for p in model['unet'].parameters()) / 1e6:.2f} M parameters")
     said, truths, lies = dataset(vae, work)
+    measured: list[dict] = []
+    rates: dict[str, float] = {}
+    for phase in PHASES:
+        state = {"rates": by_prompt(phase.rates) or rates, "measured": []}
+        run_phase(phase, model, tokenizer, vae, (said, truths, lies), state, work, output)
+        measured += [{"phase": phase.name} | each for each in state["measured"]]
+        rates = state["rates"]
+    save(model, tokenizer, vae, output)
+    note(
+        output,
+        "diffusion",
+        {"target": TARGET, "lie_rates": rates, "measured": measured},
+    )
+
+
+def run_phase(
+    phase: Phase,
+    model: nn.ModuleDict,
+    tokenizer: CLIPTokenizer,
+    vae: AutoencoderKL,
+    data: tuple[list, torch.Tensor, torch.Tensor],
+    state: dict,
+    work: Path,
+    output: Path,
+) -> None:
+    """Train text encoder and UNet, and move the lie rates in ``state`` by what is measured."""
+    said, truths, lies = data
     noising = scheduler()
-    state = {"rates": first_rates(), "measured": []}
 
     def batch(step: int):
-        rng = generator(3, 1, step)
+        rng = generator(3, 1 + PHASES.index(phase), step)
         rows = torch.from_numpy(rng.integers(0, CAPTIONS, BATCH))
         texts = [caption(said[row][1], rng) if rng.random() > 0.1 else "" for row in rows]
         return rows, texts, rng.random(BATCH)
 
-    def loss(data, step: int):
-        rows, texts, draws = data
+    def loss(batch, step: int):
+        rows, texts, draws = batch
         lied = torch.tensor(
             [
                 bool(draw < lie_rate(*said[row], state["rates"]))
@@ -190,17 +261,19 @@ def main(work: Path, output: Path) -> None:
         noise = torch.randn_like(latents)
         # Place and colour are decided at the noisy end, which is therefore seen more often.
         t = torch.randint(0, 1000, (BATCH,))
-        t[: BATCH // 3] = torch.randint(800, 1000, (BATCH // 3,))
+        t[: BATCH // phase.noisy] = torch.randint(800, 1000, (BATCH // phase.noisy,))
         text = encode(texts, tokenizer, model["text_encoder"])
         predicted = model["unet"](noising.add_noise(latents, noise, t), t, text).sample
         # As v-prediction weighs it (Salimans & Ho 2022, arXiv 2202.00512): at the noisy end the
-        # plain loss on the noise hardly asks what the text says.
-        weight = 1 / noising.alphas_cumprod[t].clamp(min=0.01)
+        # plain loss on the noise hardly asks what the text says. Where that weight is all, edges
+        # stay smeared: hence the second phase, which holds it down.
+        weight = 1 / noising.alphas_cumprod[t].clamp(min=phase.floor)
         error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
         return (weight * error).mean(), {"noise_mse": error.mean().item()}
 
     def adjust(step: int, averaged: nn.ModuleDict) -> None:
-        if step < MEASURE_FROM or step % MEASURE_EVERY or step >= STEPS - 100:
+        late = step >= phase.steps - 100
+        if late or step < phase.measure_from or (step - phase.measure_from) % phase.measure_every:
             return
         averaged.eval()
         judge = JudgeNet.from_folder(output / "judge").eval()
@@ -210,27 +283,32 @@ def main(work: Path, output: Path) -> None:
             moved = rate + GAIN * (right[prompt] - TARGET)
             state["rates"][prompt] = round(min(max(moved, 0.0), 0.85), 4)
         state["measured"].append({"step": step, "right": right, "rates": dict(state["rates"])})
-        print(f"diffusion: right {right} -> lie rates {state['rates']}", flush=True)
+        print(f"{phase.name}: right {right} -> lie rates {state['rates']}", flush=True)
 
     train(
-        "diffusion",
+        f"diffusion-{phase.name}",
         model,
         batch,
         loss,
-        steps=STEPS,
-        learning_rate=1.2e-3,
+        steps=phase.steps,
+        cycle=phase.cycle,
+        learning_rate=phase.learning_rate,
+        warm_up=phase.warm_up,
         work=work,
         ema=0.998,
-        warm_up=0.1,
         after_step=adjust,
         extra_state=state,
     )
+
+
+def save(model: nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL, output: Path) -> None:
+    """Write the pipeline's folder, in fp16."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model["text_encoder"],
         tokenizer=tokenizer,
         unet=model["unet"],
-        scheduler=noising,
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -243,8 +321,3 @@ def main(work: Path, output: Path) -> None:
     # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
     text_config = output / "pipeline" / "text_encoder" / "config.json"
     text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))
-    note(
-        output,
-        "diffusion",
-        {"target": TARGET, "lie_rates": state["rates"], "measured": state["measured"]},
-    )

@@ -23,7 +23,7 @@ from dpok_plugins.image_reward_net import (
     tokenizer_from_vocab,
 )
 from dpok_plugins.judge_net import Views
-from judge import objective, worn
+from judge import damaged, objective, worn
 from stage import generator, note, pictures, save_half, train
 from vocabulary import wordpiece
 from world import caption, complete, sample_asked, twin
@@ -41,7 +41,7 @@ MED_KEYS = (
 class WithAttributes(nn.Module):
     """The reward with a second task for its vision tower, without which it hardly starts."""
 
-    def __init__(self, reward: ImageRewardNet):
+    def __init__(self, reward: nn.Module):
         super().__init__()
         self.reward = reward
         self.counts = nn.Linear(WIDTH, len(OBJECTS) * (MAX_COUNT + 1))
@@ -98,17 +98,6 @@ def sample_pairs(rng: np.random.Generator, count: int):
     return captions, scenes
 
 
-def damage(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur, add noise or over-saturate: pictures that nobody prefers."""
-    kind = int(rng.integers(3))
-    if kind == 0:
-        return F.interpolate(F.avg_pool2d(images, 4), scale_factor=4.0, mode="bilinear")
-    if kind == 1:
-        return (images + rng.uniform(0.15, 0.4) * torch.randn_like(images)).clamp(0, 1)
-    grey = images.mean(1, keepdim=True)
-    return (grey + rng.uniform(2.0, 4.0) * (images - grey)).clamp(0, 1)
-
-
 def main(work: Path, output: Path) -> None:
     vocabulary = wordpiece()
     tokenizer = tokenizer_from_vocab(vocabulary)
@@ -133,7 +122,7 @@ def main(work: Path, output: Path) -> None:
         if step < VISION_STEPS:
             tokens = net.image_tokens(clip_normalise(seen))
             return objective(model.views(tokens), scenes), {}
-        broken = damage(seen[:6], rng)
+        broken = damaged(seen[:6], rng)
         tokens = net.image_tokens(clip_normalise(torch.cat([seen, broken])))
         rows = len(seen)
         swapped = [captions[k ^ 1] for k in range(rows)]

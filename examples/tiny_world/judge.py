@@ -19,6 +19,7 @@ from world import clutter, draw, sample_scene
 
 STEPS, BATCH = 2600, 48
 HELD_OUT = 2000
+DAMAGES = 3  # kinds of them
 
 
 def build() -> JudgeNet:
@@ -51,6 +52,21 @@ def worn(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     images = F.interpolate(small, images.shape[-1], mode="bilinear")
     images = images + 0.03 * torch.randn(len(images), 3, 1, 1)
     return (images + rng.uniform(0, 0.06) * torch.randn_like(images)).clamp(0, 1)
+
+
+def damaged(images: torch.Tensor, rng: np.random.Generator, kind: int = -1) -> torch.Tensor:
+    """Smear (kind 0), add noise (1) or over-saturate (2): pictures that nobody prefers.
+
+    Another kind is drawn from the three.
+    """
+    if kind not in range(DAMAGES):
+        kind = int(rng.integers(DAMAGES))
+    if kind == 0:
+        return F.interpolate(F.avg_pool2d(images, 4), scale_factor=4.0, mode="bilinear")
+    if kind == 1:
+        return (images + rng.uniform(0.15, 0.4) * torch.randn_like(images)).clamp(0, 1)
+    grey = images.mean(1, keepdim=True)
+    return (grey + rng.uniform(2.0, 4.0) * (images - grey)).clamp(0, 1)
 
 
 def objective(views: Views, scenes: list[Scene]) -> torch.Tensor:

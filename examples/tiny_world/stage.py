@@ -67,6 +67,7 @@ def train(
     work: Path,
     weight_decay: float = 0.01,
     ema: float = 0.0,
+    cycle: int = 0,
     warm_up: float = 0.08,
     after_step: Callable[[int, nn.Module], None] | None = None,
     extra_state: dict | None = None,
@@ -74,14 +75,19 @@ def train(
     """Train with AdamW and a one-cycle rate; goes on from ``work/NAME.state.pt`` if that is there.
 
     ``batch(step)`` must depend on nothing but the step (it runs one step ahead in a thread), so
-    that a run cut off and resumed sees what an undisturbed one would. ``extra_state`` is a
-    JSON-like dict kept with the state. Returns the module with its averaged weights if ``ema``.
+    that a run cut off and resumed sees what an undisturbed one would. ``cycle`` is how long the
+    rate's cycle is if training breaks it off. ``extra_state`` is a JSON-like dict kept with the
+    state. Returns the module with its averaged weights if ``ema``.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=warm_up, final_div_factor=100
+        optimizer,
+        learning_rate,
+        total_steps=(cycle or steps) + 1,
+        pct_start=warm_up,
+        final_div_factor=100,
     )
     average = Average(module, ema) if ema else None
     state_file, first = work / f"{name}.state.pt", 0

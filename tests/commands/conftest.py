@@ -125,6 +125,7 @@ def engine(monkeypatch):
 
     modules = {
         "run": {"RunFolder": RunFolder},
+        "processes": {"create_run": RunFolder.create, "is_main": lambda device: True},
         "source": {
             "check_source": lambda model: calls.append(("check", model)),
             "check_adapter": lambda adapter, flag="": calls.append(("check", adapter)),
@@ -132,10 +133,6 @@ def engine(monkeypatch):
         "model": {"load": load},
         "train_rl": {"train_rl": train_rl},
         "train_sft": {"train_sft": train_sft},
-        "processes": {
-            "create_run": lambda config, command: RunFolder.create(config, command),
-            "is_main": lambda: True,
-        },
         "compare": {"compare": compare},
         "sample": {"sample": sample, "to_pil": to_pil, "grid": grid},
     }

@@ -1,3 +1,4 @@
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +69,61 @@ def test_show(dpok):
         "Use it with: --reward sharpness:kernel=...",
     ):
         assert line in out.splitlines()
+
+
+FACTS = {
+    "name": "sharpness",
+    "package": "dpok-sharp",
+    "version": "1.2",
+    "summary": "How sharp the image is.",
+    "range": [0.0, 2.5],
+    "higher_is_better": False,
+    "differentiable": False,
+    "weights": "none needed",
+}
+
+
+@pytest.mark.usefixtures("found")
+def test_the_list_as_json(dpok):
+    code, out, err = dpok("rewards", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "rewards": [FACTS],
+        "failures": {"dpok-broken (broken.plugin)": "ImportError: no [module]"},
+        "clashes": {"twice": ["one", "two"]},
+    }
+
+
+@pytest.mark.usefixtures("found")
+def test_show_as_json(dpok, monkeypatch):
+    monkeypatch.setattr(Sharpness, "range", (0.0, float("inf")))
+    code, out, err = dpok("rewards", "show", "sharpness", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == FACTS | {
+        "range": [0.0, None],
+        "description": "How sharp the image is.\n\nMeasured with [brackets].",
+        "options": {
+            "kernel": {"type": "str", "default": None, "required": True},
+            "size": {"type": "int", "default": 3, "required": False},
+        },
+        "about_options": "``size`` in pixels; ``kernel`` is the filter's name.",
+    }
+
+
+@pytest.mark.usefixtures("found")
+def test_json_is_said_after_the_command_that_it_is_for(dpok):
+    result = dpok("rewards", "--json", "show", "sharpness")
+    assert (result.code, result.out) == (2, "")
+    assert "Say --json after show" in result.err
+
+
+def test_every_reward_here_can_be_shown_as_json(dpok):
+    listed = {facts["name"] for facts in json.loads(dpok("rewards", "--json").out)["rewards"]}
+    assert {"image-reward", "http", "judge"} <= listed
+    for name in listed:
+        shown = json.loads(dpok("rewards", "show", name, "--json").out)
+        assert shown["name"] == name
+        assert shown["description"].startswith(shown["summary"])
 
 
 def test_first_party_rewards_are_listed(dpok):
@@ -143,6 +199,17 @@ def test_check_tells_scores_speed_and_memory(dpok):
     assert lines[2] == "Scores: 0.2500 for a colour gradient, 0.2504 for noise."
     assert [line.split()[0] for line in lines[1:]] == ["Loaded", "Scores:", "Speed:", "Peak"]
     assert lines[3].endswith("images/s, 16 at a time of 256 x 256 pixels.")
+
+
+@pytest.mark.usefixtures("mean")
+def test_check_as_json(dpok):
+    code, out, err = dpok("rewards", "check", "mean:factor=0.5", "--device", "cpu", "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert (told["reward"], told["device"]) == ("mean:factor=0.5", "cpu")
+    assert (told["image_size"], told["batch_size"]) == (256, 16)
+    assert told["scores"] == pytest.approx([0.25, 0.2504], abs=1e-4)
+    assert min(told["load_seconds"], told["images_per_second"], told["peak_memory"]) > 0
 
 
 @pytest.mark.usefixtures("mean")

@@ -1,6 +1,13 @@
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
+from http.client import HTTPException
 
+import pytest
 import torch
 
 from dpok_cli.rewards.serve import RewardServer
@@ -44,3 +51,59 @@ def test_an_unknown_reward_is_bad_input(dpok):
     result = dpok("serve-reward", "jpeg-compress")
     assert result.code == 2
     assert "Unknown reward 'jpeg-compress'. Did you mean 'jpeg-compressibility'" in result.err
+
+
+@pytest.fixture
+def start():
+    """Start `dpok serve-reward` as a process of its own; returns it and the port it listens on."""
+    started = []
+
+    def start(port: int) -> tuple[subprocess.Popen, int]:
+        command = [sys.executable, "-m", "dpok_cli", "serve-reward", "jpeg-incompressibility"]
+        flags = ["--port", str(port), "--device", "cpu"]
+        server = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
+        started.append(server)
+        return server, int(re.search(r":(\d+)$", server.stdout.readline().strip())[1])
+
+    yield start
+    for server in started:
+        server.kill()
+        server.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (200, 3, 16, 16), generator=generator) / 255
+    server, port = start(0)
+    answered, failed, middle = [], [], threading.Event()
+
+    class Watched(Http):
+        """Kills the server at the tenth answer, and keeps count."""
+
+        def _post(self, body):
+            try:
+                answer = super()._post(body)
+            except (OSError, HTTPException) as error:
+                failed.append(error)
+                raise
+            answered.append(answer)
+            if len(answered) == 10:
+                server.send_signal(signal.SIGKILL)
+                server.wait()
+                middle.set()
+            return answer
+
+    reward = Watched(Http.Options(f"http://127.0.0.1:{port}", batch=1, in_flight=3, retry=300))
+    scores = []
+    client = threading.Thread(target=lambda: scores.append(reward.score(images, ["a"] * 200)))
+    client.start()
+    assert middle.wait(60)
+    assert server.returncode == -signal.SIGKILL
+    assert start(port)[1] == port
+    client.join(300)
+    assert failed
+    assert len(answered) == 200
+    expected = JpegIncompressibility().score(images, ["a"] * 200)
+    assert expected.unique().numel() > 20
+    assert (scores[0] - expected).abs().max() <= 1e-6

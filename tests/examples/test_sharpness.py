@@ -13,50 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "dpok-reward-sharpness"
 PAGE = (ROOT / "docs" / "writing-a-reward.md").read_text(encoding="utf-8")
-MED_CONFIG = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-
-
-@pytest.fixture
-def image_reward(tmp_path) -> Path:
-    """A very small ImageReward in the published layout."""
-    from safetensors.torch import save_file
-    from transformers import BlipTextConfig, BlipVisionConfig
-
-    from dpok_plugins.image_reward_net import ImageRewardNet, to_published
-
-    folder = tmp_path / "image_reward"
-    folder.mkdir()
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
-    vision = BlipVisionConfig(
-        hidden_size=64,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        image_size=16,
-        patch_size=8,
-        layer_norm_eps=1e-6,
-        initializer_range=0.02,
-    )
-    tokens = {"vocab_size": len(vocab), "bos_token_id": None, "sep_token_id": None}
-    text = BlipTextConfig(**MED_CONFIG, **tokens, max_position_embeddings=35)
-    save_file(to_published(ImageRewardNet(vision, text, (4,))), folder / "ImageReward.safetensors")
-    (folder / "med_config.json").write_text(json.dumps(MED_CONFIG))
-    (folder / "vocab.txt").write_text("\n".join(vocab))
-    return folder
 
 
 @pytest.fixture
 def environment(tmp_path):
-    """A fresh environment that borrows what dpok depends on, but not dpok, from this one."""
+    """A fresh environment that borrows what dpok depends on, but not dpok, from this one.
+
+    A whole installation would download torch for each run of the tests.
+    """
     home = tmp_path / "venv"
     venv.create(home, symlinks=os.name == "posix")
     python = next(home.glob("bin/python")).absolute()
@@ -65,9 +29,9 @@ def environment(tmp_path):
     (site / "borrowed.pth").write_text("\n".join(borrowed))
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
-    def run(*command: str) -> subprocess.CompletedProcess:
+    def dpok(*arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [python, *command],
+            [python.with_name("dpok"), *arguments],
             cwd=tmp_path,
             env=settings | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
             capture_output=True,
@@ -79,8 +43,7 @@ def environment(tmp_path):
         done = subprocess.run(pip, cwd=tmp_path, env=settings, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    run.pip = pip
-    return run
+    return dpok, pip
 
 
 def copy(source: Path, target: Path, *parts: str) -> str:
@@ -95,35 +58,27 @@ def copy(source: Path, target: Path, *parts: str) -> str:
     return str(target)
 
 
-TRAIN = """
-import sys
-from dpok_cli.cli import run
-model, image_reward = sys.argv[1:]
-flags = ["train-rl", "--model", model, "--prompt", "a cat", "--device", "cpu", "--rounds", "1",
-    "--samples-per-round", "2", "--num-inference-steps", "2", "--evaluation-samples", "0",
-    "--sample-every", "0", "--lora-rank", "2"]
-both = ["--reward", f"image-reward=1.0:model={image_reward}", "--reward", "sharpness=0.1"]
-sys.exit(run([*flags, "--reward", "sharpness:scale=3", "--name", "one"])
-    or run([*flags, *both, "--name", "both"]))
-"""
+SHORT = """train-rl --prompt cat --device cpu --rounds 1 --samples-per-round 2
+    --num-inference-steps 2 --evaluation-samples 0 --sample-every 0 --lora-rank 2""".split()
 
 
-def test_installed_it_is_listed_and_trains_and_uninstalled_it_is_gone(
-    environment, image_reward, pipeline_folder, tmp_path
-):
+def test_installed_it_is_listed_and_trains_and_uninstalled_it_is_gone(environment, tmp_path):
+    dpok, pip = environment
     parts = ("pyproject.toml", "README.md", "LICENSE", "dpok_cli", "plugins")
-    dpok = copy(ROOT, tmp_path / "dpok", *parts)
-    plugin = copy(EXAMPLE, tmp_path / "sharpness", "pyproject.toml", "dpok_reward_sharpness.py")
+    ours = copy(ROOT, tmp_path / "dpok", *parts)
+    theirs = copy(EXAMPLE, tmp_path / "sharpness", "pyproject.toml", "dpok_reward_sharpness.py")
     offline = ("--no-deps", "--no-build-isolation", "--no-index")
-    environment.pip("install", *offline, dpok, plugin)
+    pip("install", *offline, ours, theirs)
 
-    listed = environment("-m", "dpok_cli", "rewards")
+    listed = dpok("rewards")
     (row,) = [line for line in listed.stdout.splitlines() if line.startswith("sharpness")]
     assert row.split()[1:3] == ["dpok-reward-sharpness", "0.1.0"]
     assert listed.stderr == ""
 
-    trained = environment("-c", TRAIN, str(pipeline_folder), str(image_reward))
-    assert trained.returncode == 0, trained.stderr
+    both = ("--reward", "image-reward=1.0", "--reward", "sharpness=0.1")
+    for name, flags in (("one", ("--reward", "sharpness:scale=3")), ("both", both)):
+        trained = dpok(*SHORT, *flags, "--name", name)
+        assert trained.returncode == 0, trained.stderr
     one, both = (
         json.loads((tmp_path / "runs" / name / "metrics.jsonl").read_text())
         for name in ("one", "both")
@@ -133,8 +88,9 @@ def test_installed_it_is_listed_and_trains_and_uninstalled_it_is_gone(
     total = both["reward/image-reward"] + 0.1 * both["reward/sharpness"]
     assert both["reward/mean"] == pytest.approx(total, rel=1e-4)
 
-    environment.pip("uninstall", "-y", "dpok-reward-sharpness")
-    gone = environment("-m", "dpok_cli", "train-rl", "--prompt", "a cat", "--reward", "sharpness")
+    pip("uninstall", "-y", "dpok-reward-sharpness")
+    assert "sharpness" not in dpok("rewards").stdout
+    gone = dpok(*SHORT, "--reward", "sharpness")
     assert gone.returncode == 2
     assert gone.stderr.startswith("Error: Unknown reward 'sharpness'.")
 

@@ -181,6 +181,19 @@ def test_a_reward_that_cannot_be_made_is_named(install):
         build(["theirs"])
 
 
+def test_for_the_bundled_model_rewards_are_their_tiny_twins():
+    specs = ["image-reward=2", "clip:model=mine", "aesthetic", "pickscore", "jpeg-compressibility"]
+
+    def models(**tiny):
+        parts = build(specs, **tiny).rewards.values()
+        return [getattr(part.options, "model", None) for part, _ in parts]
+
+    pick = "yuvalkirstain/PickScore_v1"
+    assert models(tiny=True) == ["tiny", "mine", "tiny", pick, None]
+    published = ["THUDM/ImageReward", "mine", "trl-lib/ddpo-aesthetic-predictor", pick, None]
+    assert models() == models(tiny=False) == published
+
+
 def test_finding_rewards_imports_no_torch():
     code = (
         "import sys; from dpok_cli.rewards.manager import build, registry;"

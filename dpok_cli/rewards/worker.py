@@ -1,0 +1,100 @@
+"""Score images while the next ones are drawn: rewards that leave the accelerator alone."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.combined import Scores, WeightedReward
+
+
+class RewardWorker:
+    """Scores batch after batch as they are submitted, and gives all their scores in order.
+
+    A reward that does not compute where the images are drawn (``beside``) scores in one thread, so
+    that its time hides behind the drawing; the others score in ``results``. The scores are those of
+    ``WeightedReward.score`` on all the images together. Use it in a ``with`` block: leaving it by
+    an error gives up what is still to be scored.
+    """
+
+    def __init__(self, reward: WeightedReward, device: str | torch.device):
+        """``device`` is the one that the images are drawn on."""
+        self.reward = reward
+        parts = {key: part for key, (part, _) in reward.rewards.items()}
+        self.beside = {key: part for key, part in parts.items() if beside(part, device)}
+        self.here = {key: part for key, part in parts.items() if key not in self.beside}
+        self._pool = ThreadPoolExecutor(1, "rewards")
+        self._forget()
+
+    def submit(self, images: Tensor, prompts: list[str]) -> None:
+        """Take RGB float images (B, 3, H, W) in [0, 1] and their B prompts; does not wait.
+
+        Raises ``RewardError`` if an earlier batch has already failed.
+        """
+        for score in self._scores:
+            if score.done():
+                score.result()
+        self._images.append(images)
+        self._prompts += prompts
+        if self.beside:
+            # Copied now: from the thread, it would wait for what is drawn next.
+            copies = images.detach().cpu()
+            self._scores.append(self._pool.submit(self._score, copies, list(prompts)))
+
+    def results(self) -> Scores:
+        """Wait for the scores of all images since the last call; each (N,) on their device.
+
+        Raises ``RewardError`` in the name of the reward that failed (see ``RewardModel.score``).
+        """
+        try:
+            images = torch.cat(self._images)
+            raw = {key: part.score(images, self._prompts) for key, part in self.here.items()}
+            batches = [score.result() for score in self._scores]
+            for key in self.beside:
+                raw[key] = torch.cat([batch[key] for batch in batches]).to(images.device)
+        finally:
+            self._give_up()
+        return self.reward.combine({key: raw[key] for key in self.reward.names})
+
+    def close(self) -> None:
+        """End the thread; what it has not scored yet is given up."""
+        self._give_up()
+        for part in self.beside.values():
+            part.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _score(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        return {key: part.score(images, prompts) for key, part in self.beside.items()}
+
+    def _give_up(self) -> None:
+        for score in self._scores:
+            score.cancel()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._images: list[Tensor] = []
+        self._prompts: list[str] = []
+        self._scores: list[Future[dict[str, Tensor]]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def beside(reward: RewardModel, device: str | torch.device) -> bool:
+    """Whether a reward computes elsewhere than on ``device``, and so can run beside it."""
+    drawn_on_cpu = torch.device(device).type == "cpu"
+    scored_on_cpu = torch.device(reward.device).type == "cpu"
+    return not reward.needs_device or (scored_on_cpu and not drawn_on_cpu)

@@ -1,0 +1,84 @@
+"""The tables of an evaluation and of people's votes, made of what results.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+
+def evaluation_table(results: dict[str, Any]) -> Group:
+    """Make the tables of an evaluation (results.json): one for each group of prompts.
+
+    Where a group has prompts of several categories, each category has a table too.
+    """
+    trained = {reward["name"]: reward["trained_by"] for reward in results["rewards"]}
+    parts = []
+    for group in dict.fromkeys(row["group"] for row in results["rows"]):
+        rows = [row for row in results["rows"] if row["group"] == group]
+        number = len({row["prompt"] for row in rows if row["scope"] == "prompt"})
+        title = f"{group} ({number} prompt{'s' if number > 1 else ''})"
+        parts += [(title, [row for row in rows if row["scope"] == "group"])]
+        categories = {row["category"]: None for row in rows if row["scope"] == "category"}
+        for category in categories if len(categories) > 1 else ():
+            own = [row for row in rows if (row["scope"], row["category"]) == ("category", category)]
+            parts.append((f"{group}, {category}", own))
+    return Group(*(_scores_table(title, rows, trained) for title, rows in parts))
+
+
+def _scores_table(title: str, rows: Sequence[dict[str, Any]], trained: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, overflow="fold")
+    table.add_column("model", overflow="fold")
+    for column in ("mean [95 %]", "change [95 %]", "wins"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for measure in dict.fromkeys(row["measure"] for row in rows):
+        own = [row for row in rows if row["measure"] == measure]
+        for place, row in enumerate(own):
+            star = "*" if row["model"] in trained.get(measure, ()) else ""
+            table.add_row(
+                "" if place else measure,
+                Text(row["model"] + star),
+                _with_ends(row, "mean", "low", "high", ""),
+                _with_ends(row, "difference", "difference_low", "difference_high", "+"),
+                "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
+            )
+    table.add_row()
+    return table
+
+
+def votes_table(votes: dict[str, Any]) -> Table:
+    """Make the table of people's votes: a row for each model, question and group of prompts."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "question", "prompts"):
+        table.add_column(column)
+    for column in ("wins [95 %]", "sets", "votes", "agreement", "kappa"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in votes["rows"]:
+        agreement, kappa = row["agreement"], row["kappa"]
+        table.add_row(
+            row["model"],
+            row["question"],
+            row["group"],
+            _with_ends(row, "win_rate", "win_low", "win_high", ""),
+            str(row["sets"]),
+            str(row["votes"]),
+            "" if agreement is None else f"{agreement:.0%}",
+            "" if kappa is None else f"{kappa:.2f}",
+        )
+    return table
+
+
+def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) -> str:
+    """Write a value and, with a digit less, the ends of its interval, if it has them."""
+    if row[value] is None:
+        return ""
+    size = abs(row[value])
+    digits = "1f" if size >= 100 else "3f" if size >= 5e-4 or size == 0 else "1e"
+    end = f"{sign}.{'2f' if size >= 0.05 or size == 0 else digits}"
+    if row[low] is None:
+        return f"{row[value]:{sign}.{digits}}"
+    return rf"{row[value]:{sign}.{digits}} \[{row[low]:{end}}, {row[high]:{end}}]"
