@@ -43,6 +43,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
         ["evaluate", "--run", "no-such-run"],
         ["rewards"],
     ]
+    (tmp_path / "notes.txt").write_text("no image set")
     result = subprocess.run(
         [sys.executable, "-c", LIGHT.format(commands=commands)],
         capture_output=True,
@@ -134,13 +135,13 @@ def fail_with(error, monkeypatch):
 )
 def test_an_error_is_one_line(error, code, line, dpok, monkeypatch):
     fail_with(error, monkeypatch)
-    assert dpok("train-rl", "--prompt", "a cat") == (code, "", line + "\n")
+    assert dpok("train-rl", "--prompt", "a cat", "--quiet") == (code, "", line + "\n")
 
 
 def test_debugging_shows_the_traceback(dpok, monkeypatch):
     fail_with(ZeroDivisionError("by zero"), monkeypatch)
     monkeypatch.setenv("DPOK_DEBUG", "1")
-    code, out, err = dpok("train-rl", "--prompt", "a cat")
+    code, out, err = dpok("train-rl", "--prompt", "a cat", "--quiet")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
     assert err.endswith("\nError: ZeroDivisionError: by zero\n")
