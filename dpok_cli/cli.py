@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dpok_cli import __version__
-from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl
+from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl, train_sft
 from dpok_cli.console import out, say
 from dpok_cli.errors import DpokError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train-rl")(train_rl.train_rl)
+app.command("train-sft")(train_sft.train_sft)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(rewards.app, name="rewards")

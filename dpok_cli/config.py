@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 KLForm = Literal["epsilon", "gaussian"]
 ClipForm = Literal["ppo", "clamp"]
 AdvantageForm = Literal["reward", "value", "prompt"]
+SFTForm = Literal["kl-d", "kl-o"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 #: The trackers that accelerate knows; "" is none.
@@ -199,6 +200,39 @@ class TrainRLConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
+class TrainSFTConfig(TrainingConfig):
+    """`dpok train-sft`: the paper's baseline, reward-weighted supervised fine-tuning (Sec. 4.3)."""
+
+    # The image set: drawn once from the reference (the paper's M images), or a person's own.
+    images: int = 256
+    #: The folder that keeps the set, or one of a person's own; "" is in the run folder.
+    dataset: str = ""
+
+    # The objective
+    steps: int = 200
+    kl_form: SFTForm = "kl-d"
+    gamma: float = 0.0
+    #: Share of the examples whose prompt is left out, for classifier-free guidance.
+    prompt_dropout: float = 0.0
+
+    #: Steps that a line of metrics.jsonl is the mean of.
+    log_every: int = 10
+
+    # Of TrainingConfig, of which two are in steps
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    checkpoint_every: int = 50
+    sample_every: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in "images steps log_every".split():
+            _must(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        _must(math.isfinite(self.gamma) and self.gamma >= 0, "gamma", self.gamma, "finite and >= 0")
+        _must(0 <= self.prompt_dropout < 1, "prompt_dropout", self.prompt_dropout, "in [0, 1)")
+
+
+@dataclass(frozen=True)
 class SampleConfig(SamplingConfig):
     """`dpok sample`: one image for each prompt and seed."""
 
@@ -226,7 +260,7 @@ class EvaluateConfig(SamplingConfig):
         _must(self.seed < 2**62, "seed", self.seed, "below 2^62")
 
 
-_PAPER = dict(
+_PAPER: dict[str, Any] = dict(
     model="stable-diffusion-v1-5/stable-diffusion-v1-5",
     rewards=("image-reward",),
     num_inference_steps=50,
@@ -258,6 +292,26 @@ _PAPER = dict(
     weight_decay=1e-2,
 )
 
+_PAPER_SFT = dict(
+    model=_PAPER["model"],
+    rewards=_PAPER["rewards"],
+    num_inference_steps=50,
+    guidance_scale=7.5,
+    eta=1.0,
+    sample_batch_size=10,
+    images=20_000,
+    steps=8000,
+    kl_form="kl-d",
+    gamma=2.0,
+    batch_size=16,
+    gradient_accumulation=8,
+    learning_rate=2e-5,
+    weight_decay=1e-2,
+    lora_rank=4,
+    checkpoint_every=100,
+    sample_every=500,
+)
+
 _PAPER_SAMPLING = {
     key: _PAPER[key] for key in ("model", "num_inference_steps", "guidance_scale", "eta")
 }
@@ -268,6 +322,7 @@ PRESETS: dict[type, dict[str, dict[str, Any]]] = {
         "sd15": _PAPER,
         "sd15-multi": _PAPER | dict(alpha=1000.0, beta=0.1),
     },
+    TrainSFTConfig: {"tiny": {}, "sd15": _PAPER_SFT, "sd15-sft": _PAPER_SFT},
     SampleConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
     EvaluateConfig: {"tiny": {}, "sd15": _PAPER_SAMPLING},
 }

@@ -22,6 +22,7 @@ PANELS = (
     "Reward",
     "Sampling",
     "Rollout",
+    "Images",
     "Objective",
     "Optimisation",
     "Adapter",
@@ -67,6 +68,18 @@ FLAGS = {
     "samples_per_round": Flag("Rollout", "Images drawn in a round (the paper's m)."),
     "timestep_fraction": Flag("Rollout", "Share of each trajectory that is trained on."),
     "buffer_size": Flag("Rollout", "Transitions kept for later rounds; 0 is on policy."),
+    "images": Flag("Images", "Images drawn from the model as it was (the paper's M)."),
+    "dataset": Flag(
+        "Images",
+        "Where they are kept, for other runs too; or an image folder of your own, with its"
+        " metadata.jsonl. By default in the run folder.",
+        metavar="FOLDER",
+    ),
+    "kl_form": Flag(
+        "Objective", "gamma shifts the rewards (kl-d), or weighs the KL to the model as it was."
+    ),
+    "gamma": Flag("Objective", "Of the KL form; 0 is plain reward-weighted fine-tuning."),
+    "prompt_dropout": Flag("Objective", "Share of the examples trained on without their prompt."),
     "alpha": Flag("Objective", "Weight of the reward."),
     "beta": Flag("Objective", "Weight of the KL to the model as it was."),
     "kl": Flag("Objective", "The KL as the released code has it, or of the Gaussians."),
@@ -77,6 +90,7 @@ FLAGS = {
     ),
     "advantage_clip": Flag("Objective", "Largest size of an advantage; 0 is any."),
     "updates_per_round": Flag("Optimisation", "Optimizer steps in a round."),
+    "steps": Flag("Optimisation", "Optimizer steps."),
     "batch_size": Flag("Optimisation", "Examples in one backward pass, over all processes."),
     "gradient_accumulation": Flag("Optimisation", "Backward passes in an optimizer step."),
     "learning_rate": Flag("Optimisation", "AdamW's."),
@@ -100,10 +114,11 @@ FLAGS = {
     "name": Flag("Run", "The run folder's name; by default the date and the command."),
     "seed": Flag("Run", "Of the noise and of everything else that is drawn."),
     "checkpoint_every": Flag(
-        "Run", "Rounds between two checkpoints that --resume can go on from; 0 is none."
+        "Run", "Rounds (steps of train-sft) between checkpoints to --resume from; 0 is none."
     ),
     "keep": Flag("Run", "Checkpoints kept."),
-    "sample_every": Flag("Run", "Rounds between two sample grids; 0 is none."),
+    "log_every": Flag("Run", "Steps that a line of metrics is the mean of."),
+    "sample_every": Flag("Run", "Rounds (steps of train-sft) between two sample grids; 0 is none."),
     "sample_count": Flag("Run", "Images in a sample grid."),
     "samples": Flag("Sampling", "Images a prompt and model, of the same seeds for every model."),
     "resamples": Flag("Run", "Bootstrap samples behind each interval."),

@@ -6,6 +6,7 @@ import pytest
 
 PROMPT = ("--prompt", "a green rabbit")
 TRAIN = ("train-rl", *PROMPT)
+SFT = ("train-sft", *PROMPT)
 SAMPLE = ("sample", *PROMPT)
 EVALUATE = ("evaluate", "--adapter", "lora", *PROMPT)
 
@@ -79,6 +80,20 @@ CASES = {
     "odd width": ((*TRAIN, "--width", "60"), "width = 60: must be a multiple of 8"),
     "guidance nan": ((*TRAIN, "--guidance-scale", "nan"), "guidance_scale = nan"),
     "negative seed": ((*TRAIN, "--seed", "-1"), "seed = -1"),
+    # train-sft
+    "no steps": ((*SFT, "--steps", "0"), "steps = 0: must be >= 1"),
+    "negative gamma": ((*SFT, "--gamma", "-1"), "gamma = -1.0"),
+    "unknown kl form": ((*SFT, "--kl-form", "kld"), "Did you mean 'kl-d'"),
+    "all prompts dropped": ((*SFT, "--prompt-dropout", "1"), "prompt_dropout = 1.0"),
+    "rounds of train-sft": ((*SFT, "--rounds", "3"), "--rounds"),
+    "preset of train-sft": ((*SFT, "--preset", "sd15-stf"), "Did you mean 'sd15-sft'"),
+    "dataset without metadata": ((*SFT, "--dataset", "folder"), "it has no metadata.jsonl"),
+    "dataset is a file": ((*SFT, "--dataset", "prompts.txt"), "prompts.txt is no image set"),
+    "no adapter to start from": (
+        (*SFT, "--init-adapter", "no"),
+        "no adapter no. Give --init-adapter a run's adapter folder",
+    ),
+    "nothing to start from": ((*TRAIN, "--init-adapter", "folder"), "There is no adapter folder/"),
     # sample
     "seeds run backwards": ((*SAMPLE, "--seeds", "9-3"), "write 3-9"),
     "seeds in words": ((*SAMPLE, "--seeds", "all"), "as in 0-15 or 0,3,7"),

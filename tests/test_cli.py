@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dpok_cli import cli, config, errors, options
-from dpok_cli.commands import train_rl
+from dpok_cli.commands import _training
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,6 +35,9 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
         ["train-rl", "--rounds", "0"],
         ["train-rl", "--prompt", "a cat", "--reward", "no-such-reward"],
         ["train-rl", "--prompt", "a cat", "--model", "."],
+        ["train-sft", "--help"],
+        ["train-sft", "--prompt", "a cat", "--dataset", "."],
+        ["train-sft", "--prompt", "a cat", "--init-adapter", "no-such-adapter"],
         ["sample", "--run", "no-such-run"],
         ["evaluate", "--help"],
         ["evaluate", "--run", "no-such-run"],
@@ -49,7 +52,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(tmp_path):
     )
     assert "HEAVY []" in result.stdout
     assert "train-rl" in result.stdout
-    assert result.stderr.count("Error: ") == 5
+    assert result.stderr.count("Error: ") == 7
 
 
 def test_as_a_module(tmp_path):
@@ -72,17 +75,23 @@ def test_without_a_command_it_is_the_help(dpok):
     assert all(command in bare.out for command in ("train-rl", "sample", "rewards"))
 
 
-def test_help_of_train_rl_groups_every_setting_with_its_default(dpok, monkeypatch):
+TRAINING = {"train-rl": config.TrainRLConfig, "train-sft": config.TrainSFTConfig}
+
+
+@pytest.mark.parametrize("command", TRAINING)
+def test_help_of_training_groups_every_setting_with_its_default(command, dpok, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
-    text = dpok("train-rl", "--help").out
+    text = dpok(command, "--help").out
     heads = re.findall(r"╭─ (\w+) ", text)
-    assert [head for head in heads if head != "Options"] == list(options.PANELS)
-    for field in fields(config.TrainRLConfig):
+    other = {"train-rl": "Images", "train-sft": "Rollout"}[command]
+    assert heads == ["Options", *(panel for panel in options.PANELS if panel != other)]
+    for field in fields(TRAINING[command]):
         flag = {"prompts": "prompt", "rewards": "reward"}.get(field.name, field.name)
         assert f"--{flag.replace('_', '-')} " in text
     assert re.search(r"--guidance-scale .*default: \(3\.0; sd15: 7\.5\)", text)
-    assert re.search(r"--beta .*default: \(0\.01\)", text)
-    assert re.search(r"--kl +epsilon\|gaussian .*default: \(epsilon\)", text)
+    if command == "train-rl":
+        assert re.search(r"--beta .*default: \(0\.01\)", text)
+        assert re.search(r"--kl +epsilon\|gaussian .*default: \(epsilon\)", text)
     assert re.search(r"--lora-targets .*default: \(to_q to_k to_v to_out\.0\)", text)
 
 
@@ -107,7 +116,7 @@ def fail_with(error, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(train_rl, "_train", fail)
+    monkeypatch.setattr(_training, "train", fail)
 
 
 @pytest.mark.parametrize(

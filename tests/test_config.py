@@ -4,7 +4,14 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from dpok_cli.config import PRESETS, SampleConfig, TrainRLConfig, resolve, to_toml
+from dpok_cli.config import (
+    PRESETS,
+    SampleConfig,
+    TrainRLConfig,
+    TrainSFTConfig,
+    resolve,
+    to_toml,
+)
 from dpok_cli.errors import InputError
 
 
@@ -153,6 +160,24 @@ OUT_OF_RANGE = {
 def test_out_of_range(key, value):
     with pytest.raises(InputError, match=f"^{key} = "):
         TrainRLConfig(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("images", 0),
+        ("steps", 0),
+        ("log_every", 0),
+        ("gamma", -0.1),
+        ("gamma", float("inf")),
+        ("kl_form", "kl-x"),
+        ("prompt_dropout", 1.0),
+        ("prompt_dropout", -0.1),
+    ],
+)
+def test_out_of_range_in_supervised_fine_tuning(key, value):
+    with pytest.raises(InputError, match=f"^{key} = "):
+        TrainSFTConfig(**{key: value})
 
 
 def test_on_the_edge_of_the_range():

@@ -3,7 +3,7 @@
 import json
 
 from dpok_cli import __version__
-from dpok_cli.config import TrainingConfig, to_toml
+from dpok_cli.config import TrainingConfig, TrainSFTConfig, to_toml
 from dpok_cli.engine.source import ADAPTER_FILE, locate
 
 CARD = """\
@@ -16,8 +16,8 @@ instance_prompt: {prompt}
 
 # LoRA adapter trained with dpok
 
-Fine-tuned from `{base}` by online RL (DPOK, arXiv 2305.16381) with dpok {version}
-on {samples} images drawn for
+Fine-tuned from `{base}` by {method}
+with dpok {version} on {samples} images for
 
 {prompts}
 
@@ -55,6 +55,7 @@ def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool) -> str
         prompts="\n".join(f"- {prompt}" for prompt in config.prompts),
         rewards=", ".join(f"`{spec}`" for spec in config.rewards),
         samples=samples,
+        method=_method(config),
         version=__version__,
         clip_sample=clip_sample,
         file=ADAPTER_FILE,
@@ -63,3 +64,10 @@ def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool) -> str
         eta=config.eta,
         settings=to_toml(config),
     )
+
+
+def _method(config: TrainingConfig) -> str:
+    if isinstance(config, TrainSFTConfig):
+        form = f"{config.kl_form.upper()}, gamma {config.gamma:g}"
+        return f"reward-weighted supervised fine-tuning (arXiv 2305.16381, Sec. 4.3, {form})"
+    return "online RL (DPOK, arXiv 2305.16381)"

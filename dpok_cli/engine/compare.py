@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpok_cli.config import TrainRLConfig
+from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.run import RunFolder
 from dpok_cli.engine.sample import sample
@@ -19,7 +19,7 @@ FRESH_SEEDS = 10**9
 def compare(
     model: DiffusionModel,
     reward: WeightedReward,
-    config: TrainRLConfig,
+    config: TrainingConfig,
     run: RunFolder | None = None,
     held_out: WeightedReward | None = None,
 ) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _measure(
     model: DiffusionModel,
     reward: WeightedReward,
     held_out: WeightedReward | None,
-    config: TrainRLConfig,
+    config: TrainingConfig,
     seeds: Sequence[int],
 ) -> dict[str, float]:
     drawn = list(sample(model, config.prompts, seeds, config))

@@ -18,7 +18,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dpok_cli.config import SamplingConfig
+from dpok_cli.config import SamplingConfig, TrainingConfig
+from dpok_cli.engine.adapter import in_order, read_adapter
 from dpok_cli.engine.device import device_of
 from dpok_cli.engine.source import ADAPTER_FILE, check_adapter, check_source, locate
 from dpok_cli.errors import InputError
@@ -68,6 +69,12 @@ class DiffusionModel:
     def device(self) -> torch.device:
         return self.pipeline.unet.device
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of an image, in pixels."""
+        _, height, width = self.latent_shape
+        return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
         """Return the embeddings of the B prompts and of the negative one."""
@@ -105,6 +112,32 @@ class DiffusionModel:
         with torch.autocast(self.device.type, enabled=False):
             images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
         return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor, batch_size: int = 8) -> Tensor:
+        """Return latents, float32 (B, C, h, w), of images (B, 3, H, W) in [0, 1]: the means."""
+        vae = self.pipeline.vae
+        with torch.autocast(self.device.type, enabled=False):
+            chunks = (images.to(vae.dtype) * 2 - 1).split(batch_size)
+            latents = [vae.encode(chunk).latent_dist.mode() for chunk in chunks]
+        return torch.cat(latents).float() * vae.config.scaling_factor
+
+    def adapt(self, config: TrainingConfig, fresh: bool = True) -> None:
+        """Add the adapter that a training asks for, with the weights of its ``init_adapter``.
+
+        The reference stays the model without it. If not ``fresh``, the weights will come from a
+        checkpoint. Raises InputError if those of ``init_adapter`` do not fit.
+        """
+        self.add_adapter(config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
+        if config.init_adapter and fresh:
+            own = {
+                f"unet.{name.replace(f'.{ADAPTER}.', '.')}": parameter
+                for name, parameter in self.pipeline.unet.named_parameters()
+                if ".lora_" in name
+            }
+            weights = read_adapter(Path(config.init_adapter), config, own)
+            for name, parameter in own.items():
+                parameter.data.copy_(weights[name])
 
     def add_adapter(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
         """Add a LoRA (Hu et al. 2021) that changes nothing yet; ``alpha`` 0 is ``rank``.
@@ -148,16 +181,19 @@ class DiffusionModel:
             get_peft_model_state_dict(unet, adapter_name=ADAPTER)
         )
         config = unet.peft_config[ADAPTER].to_dict()
+        temporary = f".{ADAPTER_FILE}"
         StableDiffusionPipeline.save_lora_weights(
             folder,
             unet_lora_layers=weights,
-            weight_name=ADAPTER_FILE,
+            weight_name=temporary,
             unet_lora_adapter_metadata={
                 key: sorted(value) if isinstance(value, set) else value
                 for key, value in config.items()
                 if key in ("r", "lora_alpha", "target_modules")
             },
         )
+        (folder / temporary).write_bytes(in_order((folder / temporary).read_bytes()))
+        (folder / temporary).replace(folder / ADAPTER_FILE)
 
 
 def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:

@@ -1,4 +1,4 @@
-"""The losses, as pure functions of what the policy and the rollout gave."""
+"""The losses of RL and of supervised fine-tuning, as pure functions."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -57,3 +57,48 @@ def dpok_loss(
     policy = policy_loss(ratio, advantage.detach(), ratio_clip, clip_form).mean()
     divergence = kl.mean()
     return Loss(alpha * policy + beta * divergence, divergence.detach(), ratio.detach())
+
+
+def reward_weights(rewards: Tensor, gamma: float, kl_form: Literal["kl-d", "kl-o"]) -> Tensor:
+    """Return the weight of each image in supervised fine-tuning, (M,) and >= 0.
+
+    ``rewards`` (M,) are r(x_0, z) and ``gamma`` >= 0 (Fan et al. 2023, Sec. 4.3):
+
+        "kl-d":  max(r + gamma, 0)    (Lemma 4.3, Eq. 10: the KL's bound shifts the reward)
+        "kl-o":  max(r, 0)
+    """
+    shifted = rewards + gamma if kl_form == "kl-d" else rewards
+    return shifted.clamp(min=0)
+
+
+def denoising_error(output: Tensor, target: Tensor) -> Tensor:
+    """Return |output - target|^2 per latent element, float32 (B,), of two (B, C, H, W).
+
+    Up to a factor of each timestep this bounds -log p_theta(x_0 | z) (Ho et al. 2020, arXiv
+    2006.11239, Eq. 14); ``target`` is what the model predicts: the noise, the velocity or x_0.
+    """
+    return ((output.float() - target.float()) ** 2).mean(dim=(1, 2, 3))
+
+
+def sft_loss(
+    weight: Tensor,
+    error: Tensor,
+    kl: Tensor | None = None,
+    *,
+    gamma: float,
+    kl_form: Literal["kl-d", "kl-o"],
+) -> Tensor:
+    """Reward-weighted denoising loss, kept near the pre-trained model (Fan et al. 2023, Sec. 4.3).
+
+        "kl-d":  L = mean over images of  w e                    with w = max(r + gamma, 0)
+        "kl-o":  L = mean over images of  w e  +  gamma * kl     with w = max(r, 0)
+
+    where e is the `denoising_error` and kl is |eps_theta - eps_pre|^2 (`policy.epsilon_kl`), which
+    "kl-o" needs. ``weight``, ``error`` and ``kl`` are (B,); gradients flow through the last two.
+    With ``gamma`` 0 both are plain reward-weighted fine-tuning.
+    """
+    loss = (weight.detach() * error).mean()
+    if kl_form == "kl-o" and gamma > 0:
+        assert kl is not None
+        loss = loss + gamma * kl.mean()
+    return loss

@@ -11,25 +11,31 @@ if TYPE_CHECKING:
 
 
 def plot_metrics(history: Sequence[Mapping[str, float]], file: Path) -> None:
-    """Draw reward (mean and a band of one standard deviation) and KL over the rounds, as PNG.
+    """Draw the run as PNG: reward (mean and a band of one standard deviation) and KL over RL's
+    rounds, or the loss and KL over the steps of supervised fine-tuning, whose rewards stay.
 
-    ``history`` is what metrics.jsonl holds, one mapping a round.
+    ``history`` is what metrics.jsonl holds, one mapping a round or some steps.
     """
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     def series(key: str) -> list[float]:
         return [record[key] for record in history]
 
-    rounds, mean, std = series("round"), series("reward/mean"), series("reward/std")
+    unit = "step" if "step" in history[0] else "round"
+    numbers = series(unit)
     figure = Figure(figsize=(7, 5), layout="constrained")
-    reward, kl = figure.subplots(2, 1, sharex=True)
-    low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
-    reward.fill_between(rounds, low, high, alpha=0.2, color="tab:green", linewidth=0)
-    reward.plot(rounds, mean, color="tab:green", marker=".")
-    reward.set_ylabel("reward")
-    kl.plot(rounds, series("kl"), color="tab:blue", marker=".")
+    top, kl = figure.subplots(2, 1, sharex=True)
+    what = "loss" if unit == "step" else "reward"
+    mean = series("loss" if unit == "step" else "reward/mean")
+    if unit == "round":
+        std = series("reward/std")
+        low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
+        top.fill_between(numbers, low, high, alpha=0.2, color="tab:green", linewidth=0)
+    top.plot(numbers, mean, color="tab:green", marker=".")
+    top.set_ylabel(what)
+    kl.plot(numbers, series("kl"), color="tab:blue", marker=".")
     kl.set_ylabel("KL to the reference")
-    kl.set_xlabel("round")
+    kl.set_xlabel(unit)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 

@@ -4,7 +4,7 @@ A run is the same whatever the number of processes: `samples_per_round` and `bat
 all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what one would do alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.device import PATIENCE, process_state
 from dpok_cli.engine.run import RunFolder
-from dpok_cli.errors import InputError
+from dpok_cli.errors import DpokError, InputError
 
 Rows = TypeVar("Rows")
+Value = TypeVar("Value")
 
 
 def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
@@ -79,6 +80,21 @@ def together(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
 def all_objects(value: Any, accelerator: Accelerator) -> list[Any]:
     """Return every process's value, in their order."""
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
+
+
+def all_or_error(compute: Callable[[], Value], accelerator: Accelerator) -> list[Value]:
+    """Return what every process computed; an error in one of them is raised in all."""
+    value: Value | None = None
+    error: DpokError | None = None
+    try:
+        value = compute()
+    except DpokError as failed:
+        error = failed
+    everyones = all_objects((value, error), accelerator)
+    for _, one in everyones:
+        if one:
+            raise one
+    return [value for value, _ in everyones]
 
 
 def anyone(asks: bool, accelerator: Accelerator) -> bool:

@@ -62,6 +62,10 @@ class RunFolder:
                 return cls(path)
         raise InputError(f"There is no run {run} (no config.toml in it), nor one in {runs_dir}.")
 
+    def has_checkpoints(self) -> bool:
+        """Whether there is something to go on from; needs no torch, as `checkpoint` does."""
+        return any(self.checkpoints.glob("[0-9]*"))
+
     def append(self, metrics: dict[str, float]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -77,7 +81,7 @@ class RunFolder:
     def cut(self, number: int) -> None:
         """Drop the metrics of all that came after round (or step) ``number``."""
         if self.metrics.exists():
-            kept = [record for record in self.history() if record["round"] <= number]
+            kept = [record for record in self.history() if number_of(record) <= number]
             write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
 
     def read_config(self) -> dict[str, Any]:
@@ -91,6 +95,11 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def number_of(record: dict[str, float]) -> float:
+    """Return which round (RL) or step (SFT) a line of metrics.jsonl is of."""
+    return record["step"] if "step" in record else record["round"]
 
 
 def write_atomically(file: Path, text: str) -> None:

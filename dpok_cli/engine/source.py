@@ -41,10 +41,18 @@ def check_source(model: str) -> None:
         )
 
 
-def check_adapter(adapter: Path) -> None:
-    """Raise InputError unless ``adapter`` is LoRA weights in safetensors, or a folder of them."""
-    file = adapter / ADAPTER_FILE if adapter.is_dir() else adapter
+def adapter_file(adapter: Path) -> Path:
+    """Return the file of LoRA weights in a folder, or the file itself."""
+    return adapter / ADAPTER_FILE if adapter.is_dir() else adapter
+
+
+def check_adapter(adapter: Path, flag: str = "--adapter") -> None:
+    """Raise InputError unless ``adapter`` is LoRA weights in safetensors, or a folder of them.
+
+    ``flag`` is what the person gave it with.
+    """
+    file = adapter_file(adapter)
     if not file.is_file():
-        raise InputError(f"There is no adapter {file}. Give --adapter a run's adapter folder.")
+        raise InputError(f"There is no adapter {file}. Give {flag} a run's adapter folder.")
     if file.suffix != ".safetensors":
         raise InputError(f"{file} is not safetensors; adapters in other formats are not read.")

@@ -196,11 +196,6 @@ class RLTrainer(Trainer[TrainRLConfig]):
         seeds = np.random.SeedSequence([config.seed, number]).generate_state(len(prompt), np.uint64)
         return prompt.to(self.model.device), [int(seed >> np.uint64(1)) for seed in seeds]
 
-    def seed_of(self, number: int, purpose: str) -> int:
-        """Return the seed of one purpose in one round, so that no state has to be kept."""
-        key = [self.config.seed, number, int.from_bytes(purpose.encode(), "big")]
-        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
     def remember(self, fresh: Transitions) -> None:
         """Put the round's transitions first in the buffer; the oldest beyond its size go."""
         size, kept = self.config.buffer_size, fresh

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ MAX_SKIPPED = 20
 class Trainer(Generic[Config]):
     """An adapter in training. ``number`` is the rounds (RL) or steps (SFT) that are behind it."""
 
+    #: What ``number`` counts: the first key of a record, and the name of a sample grid.
+    unit = "round"
+
     def __init__(
         self,
         config: Config,
@@ -50,8 +54,7 @@ class Trainer(Generic[Config]):
         #: The run folder, in the one process that writes to it.
         self.writable = run if self.accelerator.is_main_process else None
         if not model.adapter_parameters():
-            targets = config.lora_targets
-            model.add_adapter(config.lora_rank, config.lora_alpha, targets, config.seed)
+            model.adapt(config, fresh=not (run and run.has_checkpoints()))
         if config.gradient_checkpointing:
             model.pipeline.unet.enable_gradient_checkpointing()
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
@@ -112,6 +115,11 @@ class Trainer(Generic[Config]):
                 " train in --precision fp32."
             )
         return norm
+
+    def seed_of(self, number: int, purpose: str) -> int:
+        """Return the seed of one purpose in one round or step, so that no state has to be kept."""
+        key = [self.config.seed, number, int.from_bytes(purpose.encode(), "big")]
+        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     # --------------------------------------------------------------------------------- checkpoints
 
@@ -226,7 +234,7 @@ class Trainer(Generic[Config]):
         self.model.unet_rows = rows  # the metric counts training alone
         run.samples.mkdir(exist_ok=True)
         columns = each if len(prompts) > 1 else max(1, round(each**0.5))
-        file = run.samples / f"round-{number:05d}.png"
+        file = run.samples / f"{self.unit}-{number:05d}.png"
         temporary = file.with_name(f".{file.name}")
         grid(images, columns).save(temporary, format="png")
         temporary.replace(file)

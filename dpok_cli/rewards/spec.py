@@ -65,6 +65,16 @@ def parse_spec(text: str) -> RewardSpec:
     return RewardSpec(name, weight, options)
 
 
+def spec_of(reward: RewardModel) -> str:
+    """Return the text that asks for this reward, without a weight: what its scores belong to."""
+    options = {
+        field_.name: str(getattr(reward.options, field_.name))
+        for field_ in dataclasses.fields(reward.options)
+        if getattr(reward.options, field_.name) != field_.default
+    }
+    return str(RewardSpec(reward.name, options=options))
+
+
 def make_options(reward: type[RewardModel], given: dict[str, str]) -> Any:
     """Cast ``given`` to the types of ``reward.Options``'s fields; raises ``InputError``."""
     fields = {field.name: field for field in dataclasses.fields(reward.Options) if field.init}

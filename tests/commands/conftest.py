@@ -48,6 +48,9 @@ class RunFolder:
             raise InputError(f"There is no run {run!r}.")
         return cls(path)
 
+    def has_checkpoints(self):
+        return bool(self.records)
+
     def history(self):
         return self.records
 
@@ -58,8 +61,9 @@ class RunFolder:
 class Model:
     device = "cpu"
 
-    def add_adapter(self, rank, alpha, targets, seed):
-        pass
+    def adapt(self, config, fresh):
+        if config.init_adapter:
+            self.started_from = config.init_adapter
 
     def __init__(self, adapter):
         self.adapter = adapter
@@ -82,7 +86,7 @@ class Sample:
 def engine(monkeypatch):
     """The modules that the commands import; ``calls`` lists what they called with what."""
     calls = []
-    fake = SimpleNamespace(calls=calls, records=[], fail=None, summary={})
+    fake = SimpleNamespace(calls=calls, records=[], drawn=[], fail=None, summary={})
 
     def load(config, adapter=None):
         calls.append(("load", config, adapter))
@@ -90,6 +94,15 @@ def engine(monkeypatch):
 
     def train_rl(config, model, reward, run, stop):
         calls.append(("train_rl", config, reward.names))
+        yield from records(run)
+
+    def train_sft(config, model, reward, run, stop, drawn):
+        calls.append(("train_sft", config, reward.names))
+        for done in fake.drawn:
+            drawn(done, config.images)
+        yield from records(run)
+
+    def records(run):
         run.records = fake.records
         yield from fake.records
         if fake.fail:
@@ -115,10 +128,11 @@ def engine(monkeypatch):
         "processes": {"create_run": RunFolder.create, "is_main": lambda device: True},
         "source": {
             "check_source": lambda model: calls.append(("check", model)),
-            "check_adapter": lambda adapter: calls.append(("check", adapter)),
+            "check_adapter": lambda adapter, flag="": calls.append(("check", adapter)),
         },
         "model": {"load": load},
         "train_rl": {"train_rl": train_rl},
+        "train_sft": {"train_sft": train_sft},
         "compare": {"compare": compare},
         "sample": {"sample": sample, "to_pil": to_pil, "grid": grid},
     }

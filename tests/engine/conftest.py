@@ -16,7 +16,7 @@ from diffusers import (
 from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dpok_cli.config import TrainRLConfig
+from dpok_cli.config import TrainRLConfig, TrainSFTConfig
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -164,6 +164,21 @@ def make_config(pipeline_folder):
                 batch_size=4,
                 lora_rank=4,
                 learning_rate=1e-2,
+                sample_every=0,
+                evaluation_samples=4,
+                tracker="",
+            )
+        elif kind is TrainSFTConfig:
+            small |= dict(
+                rewards=("green",),
+                images=6,
+                steps=4,
+                batch_size=4,
+                gamma=2.0,
+                lora_rank=4,
+                learning_rate=1e-2,
+                log_every=2,
+                checkpoint_every=1,
                 sample_every=0,
                 evaluation_samples=4,
                 tracker="",

@@ -1,0 +1,161 @@
+"""What `train-rl` and `train-sft` have in common: from the flags to the adapter."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+from dpok_cli import console, options
+from dpok_cli.allocator import keep_freed_memory
+from dpok_cli.config import TINY, TrainingConfig, to_toml
+from dpok_cli.errors import InputError
+from dpok_cli.views import TrainingView
+
+if TYPE_CHECKING:
+    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.rewards.combined import WeightedReward
+
+
+class Sources(NamedTuple):
+    """Where settings come from, besides the flags."""
+
+    preset: str | None
+    config: Path | None
+    prompts_file: Path | None
+    category: str | None
+    resume: str | None
+
+
+class Method(NamedTuple):
+    """A way to train, as its command has it."""
+
+    command: str
+    kind: type[Any]  # of the config
+    view: type[Any]
+    #: Says what will be drawn and trained on.
+    arithmetic: Callable[[Any], str]
+    #: Makes the generator of records, given settings, model, reward, run folder, stop and view.
+    records: Callable[..., Any]
+    #: Checks the settings, without torch, and may complete them.
+    check: Callable[[Any], Any] = lambda settings: settings
+
+
+def command(
+    method: Method, sources: Sources, flags: dict[str, Any], print_config: bool, quiet: bool
+) -> None:
+    """Be the command: put the settings together, then print them or train."""
+    if sources.resume:
+        if any(sources[:-1]):
+            raise InputError("--resume takes the run's own settings: leave out other sources.")
+        run = _open(sources.resume, flags["runs_dir"] or method.kind.runs_dir)
+        train(method, options.resume(method.kind, flags, run.config), quiet, run)
+        return
+    settings = options.resolve(
+        method.kind,
+        flags,
+        preset=sources.preset,
+        file=sources.config,
+        prompts_file=sources.prompts_file,
+        category=sources.category,
+    )
+    if print_config:
+        console.say(to_toml(settings).rstrip(), console.out)
+        return
+    settings = method.check(settings)
+    if not settings.prompts:
+        raise InputError(
+            'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
+        )
+    if not quiet and not (sources.preset or sources.config or flags["model"]):
+        console.say(
+            "Using the bundled tiny model; --preset sd15 is the paper's run on Stable"
+            " Diffusion v1.5."
+        )
+    train(method, settings, quiet)
+
+
+def _open(run: str, runs_dir: str) -> "RunFolder":
+    from dpok_cli.engine.run import RunFolder
+
+    return RunFolder.open(run, runs_dir)
+
+
+def train(
+    method: Method, settings: TrainingConfig, quiet: bool, run: "RunFolder | None" = None
+) -> None:
+    """Train, and say what came of it; a ``run`` that is given is gone on with."""
+    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.source import check_adapter, check_source
+    from dpok_cli.rewards.manager import build
+
+    # What can be refused without torch is refused before it is imported.
+    build(settings.rewards, tiny=settings.model == TINY)
+    if run is None:
+        RunFolder.check_free(settings)
+    check_source(settings.model)
+    fresh = not (run and run.has_checkpoints())
+    if settings.init_adapter and fresh:
+        check_adapter(Path(settings.init_adapter), "--init-adapter")
+
+    keep_freed_memory()
+    from dpok_cli.engine.compare import compare
+    from dpok_cli.engine.model import load
+    from dpok_cli.engine.plots import plot_metrics
+    from dpok_cli.engine.processes import create_run, is_main
+    from dpok_cli.engine.stop import Stop
+
+    main = is_main(settings.device)
+    quiet = quiet or not main
+    if not quiet:
+        console.say(method.arithmetic(settings))
+    model = load(settings)
+    # Before the run folder is made, since it may not fit the model.
+    model.adapt(settings, fresh)
+    reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
+    reward.prepare()
+    run = run or create_run(settings, method.command)
+    go_on = f"dpok {method.command} --resume {shlex.quote(str(run.path))}"
+    if not quiet:
+        console.say(f"Run folder: {run.path}")
+
+    def tell() -> None:
+        if not quiet:
+            console.say("Stopping at the next point where nothing is lost; again to stop at once.")
+
+    try:
+        view: TrainingView[Any]
+        with Stop(tell) as stop, method.view(settings, quiet) as view:
+            for record in method.records(settings, model, reward, run, stop.__bool__, view):
+                view.show(record)
+    except KeyboardInterrupt:
+        console.say(f"Interrupted; go on with: {go_on}")
+        raise
+    finally:
+        if main and (history := run.history()):
+            plot_metrics(history, run.plots / "metrics.png")
+    if stop:
+        if not quiet:
+            console.say(f"Stopped; go on with: {go_on}")
+        raise typer.Exit(stop.exit_code)
+    if not main:
+        return
+    summary = compare(model, reward, settings, run, _held_out(settings, reward))
+    if "before" in summary:
+        before, after = summary["before"], summary["after"]
+        if len(reward.names) == 1:
+            del before["reward"]  # the weighted sum of one
+        console.out.print(console.before_after_table(before, after))
+    console.say(f"Adapter: {run.adapter}", console.out)
+    console.say(f"Next: dpok sample --run {shlex.quote(str(run.path))} --before", console.out)
+
+
+def _held_out(settings: TrainingConfig, reward: "WeightedReward") -> "WeightedReward | None":
+    """Return the tiny world's judge where it can judge: it tells, but is not trained for."""
+    from dpok_cli.rewards.manager import build
+    from dpok_cli.tiny.words import parse
+
+    if settings.model != TINY or "judge" in reward.names or None in map(parse, settings.prompts):
+        return None
+    return build(["judge"], next(iter(reward.rewards.values()))[0].device)

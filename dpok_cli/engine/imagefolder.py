@@ -1,0 +1,76 @@
+"""Image folders in Hugging Face's layout: a metadata.jsonl beside images. Read without torch.
+
+Each line is a JSON object with ``file_name`` and the prompt as ``text`` (or ``prompt``). A folder
+that dpok drew has a ``settings.json`` too; one without is a person's own, and is only read.
+"""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dpok_cli.errors import InputError
+
+METADATA, SETTINGS = "metadata.jsonl", "settings.json"
+
+Entry = dict[str, Any]
+
+
+def check_dataset(folder: Path) -> None:
+    """Raise InputError unless images can be read from the folder, or kept in it."""
+    if not folder.exists() or (folder / SETTINGS).is_file():
+        return
+    if is_own(folder):
+        own_entries(folder)
+    elif not folder.is_dir() or any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is no image set: it has no {METADATA}. Give --dataset a new folder, one that"
+            " an earlier run filled, or images with that file."
+        )
+
+
+def is_own(folder: Path) -> bool:
+    """Whether the folder is a person's, which dpok reads but leaves as it is."""
+    return (folder / METADATA).is_file() and not (folder / SETTINGS).exists()
+
+
+def own_entries(folder: Path) -> list[Entry]:
+    """Return the lines of a person's folder; raises InputError for one that cannot be used."""
+    file = folder / METADATA
+    entries = []
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        entry = parse(line)
+        if entry is None:
+            raise InputError(f"{where}: not a JSON object.")
+        name, prompt = entry.get("file_name"), entry.get("text", entry.get("prompt"))
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{where}: it has no file_name.")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{where}: it has no prompt, as text or prompt.")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f"{where}: file_name {name!r} leads out of the folder.")
+        if not (folder / path).is_file():
+            raise InputError(f"{where}: there is no file {folder / path}.")
+        entries.append({"file_name": name, "text": prompt})
+    if not entries:
+        raise InputError(f"{file} names no image.")
+    return entries
+
+
+def parse(line: str) -> Entry | None:
+    """Return the object that a line holds; None for anything else, as one that was cut off."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}.") from error
