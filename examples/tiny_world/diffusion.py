@@ -46,7 +46,7 @@ class Phase:
     noisy: int  # one in so many timesteps is from the noisy end
     measure_from: int
     measure_every: int
-    rates: dict[str, float]  # the lie rates to start from; none: those that were reached
+    rates: dict[str, float]  # the lie rates to start from, by category or by prompt
 
 
 PHASES = (
@@ -74,8 +74,29 @@ PHASES = (
         300,
         {"colour": 0.3, "count": 0.65, "composition": 0.6, "location": 0.5},
     ),
-    # What is shown follows the lie rates late: some more steps at those that were reached.
-    Phase("settle", 300, 300, 3e-4, 0.1, 0.2, 4, 300, 300, {}),
+    # What is shown follows the lie rates late: some more steps at rates that were set by hand, from
+    # 64 samples a prompt after the second phase.
+    Phase(
+        "settle",
+        300,
+        300,
+        3e-4,
+        0.1,
+        0.2,
+        4,
+        300,
+        300,
+        {
+            "A green colored rabbit.": 0.93,
+            "A green colored cat.": 0.75,
+            "A cat and a dog.": 0.48,
+            "A cat and a cup.": 0.48,
+            "Four wolves in the park.": 0.85,
+            "Four birds in the park.": 0.79,
+            "A dog on the moon.": 0.72,
+            "A lion on the moon.": 0.68,
+        },
+    ),
 )
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 3.0
 
@@ -173,7 +194,9 @@ def sample(model: nn.ModuleDict, tokenizer, vae, prompt: str, count: int, seed: 
 
 
 def by_prompt(rates: dict[str, float]) -> dict[str, float]:
-    """Lie rates by prompt, the paper's and their unseen partners, from those by category."""
+    """Lie rates by prompt, the paper's and their unseen partners; given so, or by category."""
+    if not rates.keys() <= PAPER_PROMPTS.keys():
+        return dict(rates)
     return {
         prompts[category]: rate
         for category, rate in rates.items()
@@ -215,17 +238,15 @@ def main(work: Path, output: Path) -> None:
     print(f"UNet {sum(p.numel() for p in model['unet'].parameters()) / 1e6:.2f} M parameters")
     said, truths, lies = dataset(vae, work)
     measured: list[dict] = []
-    rates: dict[str, float] = {}
     for phase in PHASES:
-        state = {"rates": by_prompt(phase.rates) or rates, "measured": []}
+        state = {"rates": by_prompt(phase.rates), "measured": []}
         run_phase(phase, model, tokenizer, vae, (said, truths, lies), state, work, output)
         measured += [{"phase": phase.name} | each for each in state["measured"]]
-        rates = state["rates"]
     save(model, tokenizer, vae, output)
     note(
         output,
         "diffusion",
-        {"target": TARGET, "lie_rates": rates, "measured": measured},
+        {"target": TARGET, "lie_rates": state["rates"], "measured": measured},
     )
 
 
