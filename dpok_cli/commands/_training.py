@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dpok_cli.engine.run import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
+BUNDLED = "Using the bundled tiny model; --preset sd15 is the paper's run on Stable Diffusion v1.5."
+
 
 class Sources(NamedTuple):
     """Where settings come from, besides the flags."""
@@ -68,12 +70,8 @@ def command(
         raise InputError(
             'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
         )
-    if not quiet and not (sources.preset or sources.config or flags["model"]):
-        console.say(
-            "Using the bundled tiny model; --preset sd15 is the paper's run on Stable"
-            " Diffusion v1.5."
-        )
-    train(method, settings, quiet)
+    chosen = sources.preset or sources.config or flags["model"]
+    train(method, settings, quiet, hint="" if chosen else BUNDLED)
 
 
 def _open(run: str, runs_dir: str) -> "RunFolder":
@@ -83,9 +81,16 @@ def _open(run: str, runs_dir: str) -> "RunFolder":
 
 
 def train(
-    method: Method, settings: TrainingConfig, quiet: bool, run: "RunFolder | None" = None
+    method: Method,
+    settings: TrainingConfig,
+    quiet: bool,
+    run: "RunFolder | None" = None,
+    hint: str = "",
 ) -> None:
-    """Train, and say what came of it; a ``run`` that is given is gone on with."""
+    """Train, and say what came of it; a ``run`` that is given is gone on with.
+
+    ``hint`` is said first, once it is clear that the run can begin.
+    """
     from dpok_cli.engine.run import RunFolder
     from dpok_cli.engine.source import check_adapter, check_source
     from dpok_cli.rewards.manager import build
@@ -109,6 +114,8 @@ def train(
     main = is_main(settings.device)
     quiet = quiet or not main
     if not quiet:
+        if hint:
+            console.say(hint)
         console.say(method.arithmetic(settings))
     model = load(settings)
     # Before the run folder is made, since it may not fit the model.
