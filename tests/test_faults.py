@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(pipeline_folder, tmp_path):
         assert damaged == []
         shutil.copytree(disk / "run", tmp_path / "runs/run")
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
     more = start_resumed(tmp_path, kept[-1] + 1)
     _, err = more.communicate(timeout=300)
     assert more.returncode == 0, err
