@@ -155,7 +155,6 @@ class TrainRLConfig(TrainingConfig):
     #: Transitions kept; 0 keeps just the round's own (on policy).
     buffer_size: int = 0
     updates_per_round: int = 4
-    learning_rate: float = 3e-3
 
     # The objective
     alpha: float = 1.0
