@@ -175,6 +175,7 @@ def make_config(pipeline_folder):
                 steps=4,
                 batch_size=4,
                 gamma=2.0,
+                prompt_dropout=0.0,
                 lora_rank=4,
                 learning_rate=1e-2,
                 log_every=2,
