@@ -24,6 +24,10 @@ class TrainingError(DpokError):
     """Training cannot go on; what was reached is kept in the run folder."""
 
 
+class MemoryFullError(DpokError):
+    """A device has not the memory that the settings need; names those that need less."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return the advice that follows an unknown name: near matches, then all that is known."""
     names = sorted(known)

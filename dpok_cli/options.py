@@ -5,6 +5,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import Field, fields
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -220,11 +221,14 @@ def resolve(
     return config.resolve(kind, preset or TINY, file, **values)
 
 
-#: What may be another when a run is gone on with: how long it is, and what it tells.
+#: What may be another when a run is gone on with: how long it is, what it tells, and how much
+#: memory it takes.
 MAY_CHANGE = (
     "rounds steps checkpoint_every keep sample_every sample_count evaluation_samples tracker device"
-    " runs_dir"
+    " sample_batch_size gradient_checkpointing runs_dir"
 ).split()
+#: These may as long as their product, the examples of an update, stays what it is.
+_PRODUCT = ("batch_size", "gradient_accumulation")
 
 
 def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Config:
@@ -232,19 +236,25 @@ def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Conf
 
     Raises InputError for a flag that would make it another run.
     """
-    settings = config.resolve(kind, TINY, config_file)
+    settings: Any = config.resolve(kind, TINY, config_file)
+    if not settings.prompts:
+        raise InputError(f"{config_file} names no prompts, so it is no run's: start a new run.")
     given = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in flags.items()
         if value not in (None, [])
     }
+    changed = kind(**(vars(settings) | given))
+    sizes = [[getattr(each, key) for key in _PRODUCT] for each in (settings, changed)]
+    free = {*MAY_CHANGE, *(_PRODUCT if prod(sizes[0]) == prod(sizes[1]) else ())}
     for key, value in given.items():
-        if key not in MAY_CHANGE and value != getattr(settings, key):
+        if key not in free and value != getattr(settings, key):
             raise InputError(
                 f"{key} = {value!r}: it is {getattr(settings, key)!r} in {config_file}, and cannot"
-                f" change while a run is gone on with; only {', '.join(MAY_CHANGE[:-1])} can."
+                f" change while a run is gone on with; only {', '.join(MAY_CHANGE[:-1])} can, and"
+                f" {' and '.join(_PRODUCT)} if their product stays {prod(sizes[0])}."
             )
-    return kind(**(vars(settings) | given))
+    return changed
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -89,6 +89,11 @@ class TrainingView(Generic[Config]):
                     self.hinted.add(metric)
                     say(f"  hint: {hint}")
 
+    def warn(self, what: str) -> None:
+        """Tell what a person should know, once; the live view stays below it."""
+        if not self.quiet:
+            say(f"Warning: {what}")
+
     def seconds(self, record: Record) -> float:
         return sum(record[f"seconds/{part}"] for part in self.parts)
 

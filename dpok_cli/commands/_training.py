@@ -1,6 +1,7 @@
 """What `train-rl` and `train-sft` have in common: from the flags to the adapter."""
 
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,9 +12,11 @@ from dpok_cli import console, options
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import TINY, TrainingConfig, to_toml
 from dpok_cli.errors import InputError
+from dpok_cli.memory import advice_when_full
 from dpok_cli.views import TrainingView
 
 if TYPE_CHECKING:
+    from dpok_cli.engine.model import DiffusionModel
     from dpok_cli.engine.run import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
@@ -51,7 +54,8 @@ def command(
     if sources.resume:
         if any(sources[:-1]):
             raise InputError("--resume takes the run's own settings: leave out other sources.")
-        run = _open(sources.resume, flags["runs_dir"] or method.kind.runs_dir)
+        runs_dir = flags["runs_dir"] or method.kind.runs_dir
+        run = _open(sources.resume, runs_dir, method.command)
         train(method, options.resume(method.kind, flags, run.config), quiet, run)
         return
     settings = options.resolve(
@@ -74,10 +78,18 @@ def command(
     train(method, settings, quiet, hint="" if chosen else BUNDLED)
 
 
-def _open(run: str, runs_dir: str) -> "RunFolder":
+def _open(run: str, runs_dir: str, command: str) -> "RunFolder":
+    """Open a run to go on with; raises InputError if another command started it."""
     from dpok_cli.engine.run import RunFolder
 
-    return RunFolder.open(run, runs_dir)
+    folder = RunFolder.open(run, runs_dir)
+    counts = {"rounds": "train-rl", "steps": "train-sft"}
+    started = next((of for key, of in counts.items() if key in folder.read_config()), command)
+    if started != command:
+        raise InputError(
+            f"{folder.path} is a run of {started}: dpok {started} --resume {_quoted(folder)}."
+        )
+    return folder
 
 
 def train(
@@ -105,27 +117,50 @@ def train(
         check_adapter(Path(settings.init_adapter), "--init-adapter")
 
     keep_freed_memory()
-    from dpok_cli.engine.compare import compare
     from dpok_cli.engine.model import load
-    from dpok_cli.engine.plots import plot_metrics
-    from dpok_cli.engine.processes import create_run, is_main
-    from dpok_cli.engine.stop import Stop
+    from dpok_cli.engine.processes import count, create_run, is_main
 
-    main = is_main(settings.device)
-    quiet = quiet or not main
+    quiet = quiet or not is_main(settings.device)
     if not quiet:
         if hint:
             console.say(hint)
         console.say(method.arithmetic(settings))
-    model = load(settings)
-    # Before the run folder is made, since it may not fit the model.
-    model.adapt(settings, fresh)
-    reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
-    reward.prepare()
+    with advice_when_full(settings, processes=count()):
+        model = load(settings)
+        # Before the run folder is made, since it may not fit the model.
+        model.adapt(settings, fresh)
+        reward = build(settings.rewards, model.device, tiny=settings.model == TINY)
+        reward.prepare()
+    begun = run is None
     run = run or create_run(settings, method.command)
-    go_on = f"dpok {method.command} --resume {shlex.quote(str(run.path))}"
     if not quiet:
         console.say(f"Run folder: {run.path}")
+    go_on = f"dpok {method.command} --resume {_quoted(run)}"
+    try:
+        with advice_when_full(settings, go_on, processes=count()):
+            _run(method, settings, model, reward, run, go_on, quiet)
+    except InputError:
+        if begun and is_main(settings.device):
+            run.remove_if_unused()
+        raise
+
+
+def _run(
+    method: Method,
+    settings: TrainingConfig,
+    model: "DiffusionModel",
+    reward: "WeightedReward",
+    run: "RunFolder",
+    go_on: str,
+    quiet: bool,
+) -> None:
+    """Train in the run folder, then compare with what was before, and say it."""
+    from dpok_cli.engine.compare import compare
+    from dpok_cli.engine.plots import plot_metrics
+    from dpok_cli.engine.processes import is_main
+    from dpok_cli.engine.stop import Stop
+
+    main = is_main(settings.device)
 
     def tell() -> None:
         if not quiet:
@@ -140,7 +175,8 @@ def train(
         console.say(f"Interrupted; go on with: {go_on}")
         raise
     finally:
-        if main and (history := run.history()):
+        refused = isinstance(sys.exception(), InputError)
+        if main and not refused and (history := run.history()):
             plot_metrics(history, run.plots / "metrics.png")
     if stop:
         if not quiet:
@@ -155,7 +191,11 @@ def train(
             del before["reward"]  # the weighted sum of one
         console.out.print(console.before_after_table(before, after))
     console.say(f"Adapter: {run.adapter}", console.out)
-    console.say(f"Next: dpok sample --run {shlex.quote(str(run.path))} --before", console.out)
+    console.say(f"Next: dpok sample --run {_quoted(run)} --before", console.out)
+
+
+def _quoted(run: "RunFolder") -> str:
+    return shlex.quote(str(run.path))
 
 
 def _held_out(settings: TrainingConfig, reward: "WeightedReward") -> "WeightedReward | None":

@@ -10,6 +10,7 @@ from dpok_cli import console, options, tables
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import TINY, EvaluateConfig, to_toml
 from dpok_cli.errors import InputError
+from dpok_cli.memory import advice_when_full
 from dpok_cli.prompts import read_categories, read_prompts
 
 if TYPE_CHECKING:
@@ -133,12 +134,8 @@ def evaluate(
         console.say(to_toml(settings).rstrip(), console.out)
         return
     evaluation, remarks = _plan(settings, tuned, unseen_prompts, unseen_prompts_file, prompts_file)
-    for prompt in evaluation.prompts:
-        if prompt.group == "unseen" and not quiet:
-            console.say(f"Unseen: {prompt.text}")
-    for remark in remarks if not quiet else ():
-        console.say(remark)
-    _evaluate(evaluation, remarks, output, human, as_json, quiet)
+    with advice_when_full(settings):
+        _evaluate(evaluation, remarks, output, human, as_json, quiet)
 
 
 def _plan(
@@ -196,21 +193,37 @@ def _evaluate(
     from dpok_cli.engine.evaluation_folder import EvaluationFolder
 
     path = output or EvaluationFolder.default(evaluation)
-    folder = EvaluationFolder.open(path, evaluation)
-    if not quiet:
-        console.say(f"Evaluation folder: {folder.path}")
+    begun = EvaluationFolder.check(path, evaluation).settings.is_file()
     keep_freed_memory()
-    from dpok_cli.engine.device import device_of
+    from dpok_cli.engine.device import device_of, process_state
+    from dpok_cli.engine.evaluate import check_models
     from dpok_cli.engine.evaluate import evaluate as records
+    from dpok_cli.engine.processes import in_first
     from dpok_cli.engine.results import summarise
     from dpok_cli.rewards.embedding import image_embedding
     from dpok_cli.rewards.manager import build
 
+    processes = process_state(evaluation.config.device)
+    main = processes.is_main_process
+    quiet = quiet or not main
     device = device_of(evaluation.config.device)
     reward = build(evaluation.rewards, device, tiny=evaluation.config.model == TINY)
+    if not begun:  # what cannot be used is refused before a folder is made
+        check_models(evaluation)
+        reward.prepare()
+    folder = in_first(lambda: EvaluationFolder.open(path, evaluation), processes)
+    if not quiet:
+        for prompt in evaluation.prompts:
+            if prompt.group == "unseen":
+                console.say(f"Unseen: {prompt.text}")
+        for remark in remarks:
+            console.say(remark)
+        console.say(f"Evaluation folder: {folder.path}")
     drawn = records(evaluation, reward, folder)
     for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
         pass
+    if not main:
+        return
     embedding = image_embedding(evaluation.config.model, device, reward)
     results = summarise(evaluation, reward, folder, embedding, remarks)
     _write(results, evaluation, folder, human)

@@ -13,6 +13,7 @@ from dpok_cli import __version__, console, options
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.errors import InputError
+from dpok_cli.memory import advice_when_full
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,7 +106,8 @@ def sample(
     output = output or Path("samples", datetime.now().strftime("%Y%m%d-%H%M%S"))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} exists already: give another --output, or remove it.")
-    _draw(settings, seeds, adapter, before, output, quiet)
+    with advice_when_full(settings):
+        _draw(settings, seeds, adapter, before, output, quiet)
 
 
 def _draw(

@@ -47,7 +47,7 @@ def _records(
 ) -> Iterator[Record]:
     from dpok_cli.engine.train_rl import train_rl as rounds
 
-    return rounds(settings, model, reward, run, stop)
+    return rounds(settings, model, reward, run, stop, view.warn)
 
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:

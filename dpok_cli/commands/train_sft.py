@@ -78,7 +78,7 @@ def _records(
 ) -> Iterator[Record]:
     from dpok_cli.engine.train_sft import train_sft as steps
 
-    return steps(settings, model, reward, run, stop, view.drawn)
+    return steps(settings, model, reward, run, stop, view.drawn, view.warn)
 
 
 METHOD = _training.Method("train-sft", TrainSFTConfig, SFTView, arithmetic, _records, with_dataset)

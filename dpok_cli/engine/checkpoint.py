@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +25,11 @@ from dpok_cli.errors import InputError
 Tree = Any
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
+#: What reading, or taking, a state raises that is not what a run wrote.
+DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError),
+    *(AssertionError, SafetensorError),
+)
 _TENSOR = "__tensor__"
 
 
@@ -37,7 +42,7 @@ def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
     try:
         read(place)
         return place
-    except (OSError, ValueError, KeyError):
+    except DAMAGE:
         pass
     temporary = folder / f".{place.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -73,15 +78,18 @@ def read_latest(folder: Path) -> tuple[Tree | None, list[str]]:
         path = folder / f"{number:06d}"
         try:
             return read(path), damaged
-        except (OSError, ValueError, KeyError) as error:
+        except DAMAGE as error:
             damaged.append(f"The checkpoint {path} is damaged ({error}) and was passed over.")
     if damaged:
-        raise InputError(f"No checkpoint in {folder} is whole, so there is nothing to go on from.")
+        raise InputError(
+            f"No checkpoint in {folder} is whole, so there is nothing to go on from: remove that"
+            " folder to start the run anew."
+        )
     return None, damaged
 
 
 def read(path: Path) -> Tree:
-    """Read one checkpoint; raises ValueError, OSError or KeyError if it is not whole."""
+    """Read one checkpoint; raises one of DAMAGE if it is not whole."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     size = (path / STATE).stat().st_size
     if size != manifest["bytes"]:

@@ -1,25 +1,37 @@
 """Honest scores: every model draws from the same seeds, and what is scored is what is kept.
 
 A batch is drawn, rounded to the 8 bits that its PNGs hold, scored and written; nothing of it stays
-in memory. An evaluation that was cut off goes on with the first batch that is not on disk.
+in memory. An evaluation that was cut off goes on with the first batch that is not on disk. Of many
+processes each takes every so manieth batch, and the first one writes them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from dpok_cli.config import EvaluateConfig
+from dpok_cli.engine.device import process_state
 from dpok_cli.engine.evaluation import BASE, Contender, Evaluation, Place
 from dpok_cli.engine.evaluation_folder import EvaluationFolder, Record
 from dpok_cli.engine.model import Conditioning, DiffusionModel, load
 from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl
+from dpok_cli.engine.processes import all_or_error, in_first, own
 from dpok_cli.engine.rollout import denoise
 from dpok_cli.errors import DpokError
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.images import to_pil
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: The records of a batch, and its images.
+Drawn = tuple[list[Record], list["Image"]]
 
 
 def evaluate(
@@ -27,34 +39,50 @@ def evaluate(
 ) -> Iterator[Record]:
     """Draw, score and keep every image that is not kept yet; yields the record of each image.
 
-    Raises InputError if a model cannot be loaded, RewardError if a reward fails, DpokError if
-    images are not finite. What was kept until then stays.
+    Every process yields the same. Raises InputError if a model cannot be loaded, RewardError if a
+    reward fails, DpokError if images are not finite; in all processes, if it is so in one. What was
+    kept until then stays.
     """
-    kept = folder.records()
+    processes = process_state(evaluation.config.device)
+    kept = in_first(folder.records, processes)
     for contender in evaluation.contenders:
-        model = None
-        for batch in evaluation.batches():
-            records = [
-                kept[contender.name, place] for place in batch if (contender.name, place) in kept
-            ]
-            if len(records) < len(batch):
-                model = model or _Model(evaluation, contender)
-                images, kl = model.draw(batch)
-                images = eight_bits(images)
-                texts = [evaluation.prompts[row].text for row, _ in batch]
-                scores = reward.score(images, texts).raw
-                records = [
-                    {
-                        "model": contender.name,
-                        "row": place.row,
-                        "seed": place.seed,
-                        "scores": {name: values[n].item() for name, values in scores.items()},
-                        "kl": None if kl is None else kl[n].item(),
-                    }
-                    for n, place in enumerate(batch)
-                ]
-                folder.keep(records, [to_pil(image) for image in images])
-            yield from records
+        yield from _evaluate(evaluation, contender, reward, folder, kept, processes)
+
+
+def _evaluate(
+    evaluation: Evaluation,
+    contender: Contender,
+    reward: WeightedReward,
+    folder: EvaluationFolder,
+    kept: Mapping[tuple[str, Place], Record],
+    processes: PartialState,
+) -> Iterator[Record]:
+    """Evaluate one model, which is loaded if there is something to draw."""
+    missing = []
+    for batch in evaluation.batches():
+        places = [(contender.name, place) for place in batch]
+        if all(place in kept for place in places):
+            yield from (kept[place] for place in places)
+        else:
+            missing.append(batch)
+    model = cache(lambda: _Model(evaluation, contender))
+
+    def mine(batches: list[list[Place]]) -> list[Drawn]:
+        return [model().score(batch, reward) for batch in own(batches, processes)]
+
+    for start in range(0, len(missing), processes.num_processes):
+        at_once = missing[start : start + processes.num_processes]
+        for share in all_or_error(partial(mine, at_once), processes):
+            for records, pictures in share:
+                if processes.is_main_process:
+                    folder.keep(records, pictures)
+                yield from records
+
+
+def check_models(evaluation: Evaluation) -> None:
+    """Raise InputError if the base model cannot be loaded, or an adapter does not fit it."""
+    for contender in evaluation.contenders:
+        load(evaluation.config, contender.adapter)
 
 
 class _Model:
@@ -65,12 +93,29 @@ class _Model:
         self.contender = contender
         self.model: DiffusionModel = load(self.config, contender.adapter)
         model, config = self.model, self.config
-        texts = [prompt.text for prompt in evaluation.prompts]
-        self.conditioning = model.encode(texts, config.negative_prompt)
+        self.texts = [prompt.text for prompt in evaluation.prompts]
+        self.conditioning = model.encode(self.texts, config.negative_prompt)
         self.denoising = Denoising.of(
             model.scheduler, config.num_inference_steps, config.eta, model.device
         )
         self.stochastic = set(self.denoising.stochastic.tolist())
+
+    def score(self, batch: list[Place], reward: WeightedReward) -> Drawn:
+        """Draw a batch and score it as the files will hold it."""
+        images, kl = self.draw(batch)
+        images = eight_bits(images)
+        scores = reward.score(images, [self.texts[row] for row, _ in batch]).raw
+        records = [
+            {
+                "model": self.contender.name,
+                "row": place.row,
+                "seed": place.seed,
+                "scores": {name: values[n].item() for name, values in scores.items()},
+                "kl": None if kl is None else kl[n].item(),
+            }
+            for n, place in enumerate(batch)
+        ]
+        return records, [to_pil(image) for image in images]
 
     @torch.no_grad()
     def draw(self, batch: list[Place]) -> tuple[Tensor, Tensor | None]:

@@ -35,8 +35,8 @@ class EvaluationFolder:
         self.key = path / "human-key.json"
 
     @classmethod
-    def open(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
-        """Make the folder, or go on in one that was made with the same settings.
+    def check(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
+        """Return the folder, which need not be there; writes nothing.
 
         Raises InputError for a folder of anything else, naming what differs.
         """
@@ -44,8 +44,11 @@ class EvaluationFolder:
         if folder.settings.is_file():
             try:
                 old = json.loads(folder.settings.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise InputError(f"{folder.settings} cannot be read: {error}.") from error
+                assert isinstance(old, dict), "it holds no object"
+            except (OSError, ValueError, AssertionError, RecursionError) as error:
+                raise InputError(
+                    f"{folder.settings} cannot be read: {error}. Give another --output."
+                ) from error
             for key in sorted(old.keys() | settings.keys()):
                 if old.get(key) != settings.get(key):
                     raise InputError(
@@ -55,11 +58,24 @@ class EvaluationFolder:
             return folder
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} is there and is no evaluation: give another --output.")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder.settings, json.dumps(settings, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"Cannot write to {path}: {error.strerror}.") from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
+        """Make the folder, or go on in one that was made with the same settings.
+
+        Raises InputError for a folder of anything else, or one that cannot be made.
+        """
+        folder = cls.check(path, evaluation)
+        if not folder.settings.is_file():
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                text = json.dumps(evaluation.settings(), indent=2)
+                write_atomically(folder.settings, text + "\n")
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write to {path}: {error.strerror}. Give another --output."
+                ) from error
         return folder
 
     @staticmethod
@@ -97,7 +113,7 @@ class EvaluationFolder:
         if not self.scores.exists():
             return {}
         found: dict[tuple[str, Place], Record] = {}
-        text = self.scores.read_text(encoding="utf-8")
+        text = self.scores.read_text(encoding="utf-8", errors="replace")
         if text and not text.endswith("\n"):
             with self.scores.open("a", encoding="utf-8") as lines:
                 lines.write("\n")
@@ -107,7 +123,7 @@ class EvaluationFolder:
                 place = Place(record["row"], record["seed"])
                 if self.image(record["model"], place).is_file():
                     found[record["model"], place] = record
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # cut off; its batch is drawn again
         return found
 

@@ -6,16 +6,17 @@ all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what on
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import (
     Accelerator,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
+    PartialState,
 )
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from dpok_cli.config import TrainingConfig
@@ -25,6 +26,17 @@ from dpok_cli.errors import DpokError, InputError
 
 Rows = TypeVar("Rows")
 Value = TypeVar("Value")
+
+
+class Processes(Protocol):
+    """What knows of the other processes: accelerate's `Accelerator`, or its bare state."""
+
+    @property
+    def num_processes(self) -> int: ...
+    @property
+    def process_index(self) -> int: ...
+    @property
+    def is_main_process(self) -> bool: ...
 
 
 def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
@@ -54,7 +66,7 @@ def check_shares(processes: int, **counts: int) -> None:
             )
 
 
-def own(rows: Rows, accelerator: Accelerator) -> Rows:
+def own(rows: Rows, accelerator: Processes) -> Rows:
     """Return this process's share of a tensor's rows, or of a list."""
     return rows[accelerator.process_index :: accelerator.num_processes]  # type: ignore[index]
 
@@ -77,12 +89,12 @@ def together(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
     return blocks.transpose(0, 1).flatten(0, 2)
 
 
-def all_objects(value: Any, accelerator: Accelerator) -> list[Any]:
+def all_objects(value: Any, accelerator: Processes) -> list[Any]:
     """Return every process's value, in their order."""
     return gather_object([value]) if accelerator.num_processes > 1 else [value]
 
 
-def all_or_error(compute: Callable[[], Value], accelerator: Accelerator) -> list[Value]:
+def all_or_error(compute: Callable[[], Value], accelerator: Processes) -> list[Value]:
     """Return what every process computed; an error in one of them is raised in all."""
     value: Value | None = None
     error: DpokError | None = None
@@ -95,6 +107,17 @@ def all_or_error(compute: Callable[[], Value], accelerator: Accelerator) -> list
         if one:
             raise one
     return [value for value, _ in everyones]
+
+
+def in_first(compute: Callable[[], Value], accelerator: Processes) -> Value:
+    """Return what the first process computed; an error in it is raised in all."""
+
+    def mine() -> Value | None:
+        return compute() if accelerator.is_main_process else None
+
+    first, *_ = all_or_error(mine, accelerator)
+    assert first is not None
+    return first
 
 
 def anyone(asks: bool, accelerator: Accelerator) -> bool:
@@ -113,19 +136,12 @@ def mean_over(values: Sequence[Tensor], accelerator: Accelerator) -> float:
 
 def create_run(config: TrainingConfig, command: str) -> RunFolder:
     """Make the run folder, once for all processes; raises InputError as `RunFolder.create`."""
-    state = process_state(config.device)
-    if state.num_processes == 1:
-        return RunFolder.create(config, command)
-    made: list[Any] = [None]
-    if state.is_main_process:
-        try:
-            made = [RunFolder.create(config, command).path]
-        except InputError as error:
-            made = [error]
-    broadcast_object_list(made)
-    if isinstance(made[0], InputError):
-        raise made[0]
-    return RunFolder(made[0])
+    return in_first(lambda: RunFolder.create(config, command), process_state(config.device))
+
+
+def count() -> int:
+    """Return how many processes have met."""
+    return PartialState().num_processes
 
 
 def is_main(device: str) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,14 @@ class RunFolder:
                 f"Cannot make a run folder in {config.runs_dir}: {error.strerror}."
             ) from error
         run = cls(path)
-        run.config.write_text(to_toml(config), encoding="utf-8")
+        write_atomically(run.config, to_toml(config))
         return run
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder of a run that ended before it made anything."""
+        if self.metrics.exists() or self.has_checkpoints() or any(self.path.rglob("*.png")):
+            return
+        shutil.rmtree(self.path)
 
     @classmethod
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
@@ -72,11 +79,23 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        """Return the lines of metrics.jsonl; a last one that was cut off does not count."""
+        """Return the lines of metrics.jsonl; a last one that was cut off does not count.
+
+        Raises InputError for a line that is no record.
+        """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text("utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self.metrics.read_text("utf-8", errors="replace").split("\n")[:-1]
+        records = []
+        for number, line in enumerate(lines, 1):
+            try:
+                records.append(json.loads(line))
+                number_of(records[-1])
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise InputError(
+                    f"{self.metrics}, line {number}, is damaged: remove that line."
+                ) from None
+        return records
 
     def cut(self, number: int) -> None:
         """Drop the metrics of all that came after round (or step) ``number``."""
@@ -90,7 +109,7 @@ class RunFolder:
 
         try:
             return tomllib.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:

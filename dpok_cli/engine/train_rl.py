@@ -7,6 +7,7 @@ reference (the adapter is switched off instead) and latents rounded to half prec
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -34,18 +35,20 @@ def train_rl(
     reward: WeightedReward,
     run: RunFolder | None = None,
     stop: Callable[[], bool] = lambda: False,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Metrics]:
     """Train ``model``'s adapter, yielding each round's metrics (docs/algorithms.md lists them).
 
     ``model`` gets an adapter if it has none. With a ``run`` folder, metrics, sample grids,
     checkpoints and the adapter are kept there, and a run that has checkpoints goes on from the
-    newest. Once ``stop()`` is true it ends where nothing is lost. Raises InputError for settings
-    that leave nothing to train, RewardError if the reward fails, TrainingError if images are not
-    finite, or too many losses or gradients in a row.
+    newest. Once ``stop()`` is true it ends where nothing is lost; ``warn`` is told what a person
+    should know, as that a checkpoint is damaged. Raises InputError for settings that leave nothing
+    to train, RewardError if the reward fails, TrainingError if images are not finite, or too many
+    losses or gradients in a row.
     """
-    trainer = RLTrainer(config, model, reward, run, stop)
+    trainer = RLTrainer(config, model, reward, run, stop, warn)
+    trainer.resume()  # before anything is written: if it cannot, all stays as it is
     try:
-        trainer.resume()
         if trainer.number == 0:
             trainer.draw_grid(0)
         for number in range(trainer.number + 1, config.rounds + 1):
@@ -71,8 +74,10 @@ class RLTrainer(Trainer[TrainRLConfig]):
         reward: WeightedReward,
         run: RunFolder | None = None,
         stop: Callable[[], bool] = lambda: False,
+        warn: Callable[[str], None] = warnings.warn,
     ):
-        super().__init__(config, model, run, config.rounds * config.updates_per_round, stop)
+        steps = config.rounds * config.updates_per_round
+        super().__init__(config, model, run, steps, stop, warn)
         self.worker = RewardWorker(reward, model.device)
         check_shares(
             self.accelerator.num_processes,

@@ -5,6 +5,7 @@ weighted by its reward. It is what DPOK is compared with, given as many images.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -30,20 +31,23 @@ def train_sft(
     run: RunFolder | None = None,
     stop: Callable[[], bool] = lambda: False,
     drawn: Callable[[int, int], None] = lambda done, of: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Metrics]:
     """Train ``model``'s adapter, yielding the metrics of every `log_every` steps.
 
     docs/algorithms.md lists them. ``drawn`` is called with the images that are there and those
     there will be. Images, metrics, sample grids, checkpoints and the adapter are kept in the
     ``run`` folder, and what is there already is gone on with. Once ``stop()`` is true it ends
-    where nothing is lost. Raises InputError for settings or an image set that leave nothing to
-    train, RewardError if the reward fails, TrainingError if too many losses are not finite.
+    where nothing is lost; ``warn`` is told what a person should know, as that a checkpoint is
+    damaged. Raises InputError for settings or an image set that leave nothing to train, RewardError
+    if the reward fails, TrainingError if too many losses are not finite.
     """
-    trainer = SFTTrainer(config, model, run, stop)
+    trainer = SFTTrainer(config, model, run, stop, warn)
+    if not trainer.prepare(reward, drawn):
+        trainer.close()
+        return
+    trainer.resume()  # before anything is written: if it cannot, all stays as it is
     try:
-        if not trainer.prepare(reward, drawn):
-            return
-        trainer.resume()
         if trainer.number == 0:
             trainer.draw_grid(0)
         for number in range(trainer.number + 1, config.steps + 1):
@@ -69,8 +73,9 @@ class SFTTrainer(Trainer[TrainSFTConfig]):
         model: DiffusionModel,
         run: RunFolder | None = None,
         stop: Callable[[], bool] = lambda: False,
+        warn: Callable[[str], None] = warnings.warn,
     ):
-        super().__init__(config, model, run, config.steps, stop)
+        super().__init__(config, model, run, config.steps, stop, warn)
         check_shares(self.accelerator.num_processes, batch_size=config.batch_size)
         #: What the steps since the last line of metrics measured.
         self.measured: list[Metrics] = []

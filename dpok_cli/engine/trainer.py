@@ -1,6 +1,7 @@
 """What every training shares: the adapter and its optimizer, the run folder, checkpoints."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar
@@ -40,9 +41,13 @@ class Trainer(Generic[Config]):
         run: RunFolder | None,
         steps: int,
         stop: Callable[[], bool],
+        warn: Callable[[str], None] = warnings.warn,
     ):
-        """``steps`` is the optimizer steps of the whole run; ``stop`` says that it should end."""
-        self.config, self.model, self.run, self.stop = config, model, run, stop
+        """``steps`` is the optimizer steps of the whole run; ``stop`` says that it should end.
+
+        ``warn`` is told, in one process, what a person should know of how the run was taken up.
+        """
+        self.config, self.model, self.run, self.stop, self._warn = config, model, run, stop, warn
         if not config.prompts:
             raise InputError("prompts: there is none to draw for.")
         self.accelerator = accelerator_for(
@@ -76,10 +81,6 @@ class Trainer(Generic[Config]):
         self.samples = 0  # images drawn so far, by all processes
         self.skipped = 0  # updates without effect, in all
         self._skipped_in_a_row = 0
-        #: What a person should be told of how the run was taken up.
-        self.warnings: list[str] = []
-        if run and config.tracker:
-            self._start_tracker()
 
     # ----------------------------------------------------------------------------- optimizer steps
 
@@ -142,7 +143,11 @@ class Trainer(Generic[Config]):
         """Be as the trainer was that gave ``state``; raises InputError if that does not fit."""
         own, given = dict(self._adapter()), state["adapter"]
         if own.keys() != given.keys() or any(own[k].shape != given[k].shape for k in own):
-            raise InputError("The checkpoint holds another adapter than the config asks for.")
+            raise InputError(
+                f"The checkpoint of {self.unit} {state['number']} holds another adapter than"
+                " config.toml asks for: give model and lora_rank there the values that the run was"
+                " started with."
+            )
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(given[name])
@@ -160,16 +165,32 @@ class Trainer(Generic[Config]):
     def resume(self) -> None:
         """Go on from the run's newest whole checkpoint, if it has one.
 
-        What the run logged after it is cut off, so that no round is there twice.
+        What the run logged after it is cut off, so that no round is there twice. Raises InputError,
+        with nothing changed, if there are checkpoints and none can be used.
         """
         if not self.run:
             return
-        state, self.warnings = checkpoint.read_latest(self.run.checkpoints)
+        state, damaged = checkpoint.read_latest(self.run.checkpoints)
         if state is not None:
-            self.load_state(state)
+            try:
+                self.load_state(state)
+            except checkpoint.DAMAGE as error:
+                raise InputError(
+                    f"The checkpoints in {self.run.checkpoints} are of another kind of run"
+                    f" ({type(error).__name__}: {error}). Start a new run with another --name."
+                ) from error
+        for what in damaged:
+            self.warn(what)
         if self.writable:
             self.writable.cut(self.number)
+        if self.config.tracker:
+            self._start_tracker()
         self.accelerator.wait_for_everyone()
+
+    def warn(self, what: str) -> None:
+        """Tell it the person, once for all processes."""
+        if self.accelerator.is_main_process:
+            self._warn(what)
 
     def stop_here(self) -> None:
         """Keep what was reached, before this round or step changed anything."""
@@ -248,7 +269,11 @@ class Trainer(Generic[Config]):
             write_atomically(self.writable.adapter / "README.md", card)
 
     def close(self) -> None:
-        self.accelerator.end_training()
+        try:
+            self.accelerator.end_training()
+        except Exception as error:
+            self._lose_tracker(error)
+            self.accelerator.end_training()
 
     def _adapter(self) -> list[tuple[str, nn.Parameter]]:
         named = self.model.pipeline.unet.named_parameters()
@@ -257,14 +282,17 @@ class Trainer(Generic[Config]):
     def _start_tracker(self) -> None:
         try:
             self.accelerator.init_trackers("dpok")
+            if not self.accelerator.trackers:  # accelerate says nothing of one that is not there
+                raise ModuleNotFoundError("it is not installed")
         except Exception as error:
             self._lose_tracker(error)
 
     def _lose_tracker(self, error: Exception) -> None:
         self.accelerator.trackers = []
-        self.warnings.append(
-            f"The tracker {self.config.tracker} cannot be reached, and training goes on without"
-            f" it: {error}"
+        why = " ".join(f"{error}".split()) or type(error).__name__
+        self.warn(
+            f"The tracker {self.config.tracker} cannot be used, and training goes on without it:"
+            f" {why}."
         )
 
 

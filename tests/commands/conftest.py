@@ -92,11 +92,11 @@ def engine(monkeypatch):
         calls.append(("load", config, adapter))
         return Model(adapter)
 
-    def train_rl(config, model, reward, run, stop):
+    def train_rl(config, model, reward, run, stop, warn):
         calls.append(("train_rl", config, reward.names))
         yield from records(run)
 
-    def train_sft(config, model, reward, run, stop, drawn):
+    def train_sft(config, model, reward, run, stop, drawn, warn):
         calls.append(("train_sft", config, reward.names))
         for done in fake.drawn:
             drawn(done, config.images)
@@ -125,7 +125,11 @@ def engine(monkeypatch):
 
     modules = {
         "run": {"RunFolder": RunFolder},
-        "processes": {"create_run": RunFolder.create, "is_main": lambda device: True},
+        "processes": {
+            "create_run": RunFolder.create,
+            "is_main": lambda device: True,
+            "count": lambda: 1,
+        },
         "source": {
             "check_source": lambda model: calls.append(("check", model)),
             "check_adapter": lambda adapter, flag="": calls.append(("check", adapter)),

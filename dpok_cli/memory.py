@@ -1,0 +1,84 @@
+"""Out of memory, on whatever device, as one line that says what needs less. Knows no torch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dpok_cli.config import SamplingConfig, TrainingConfig
+from dpok_cli.errors import DpokError, MemoryFullError, RewardError
+
+#: What torch says where it raises a plain RuntimeError: the CPU's allocator, and some drivers.
+_PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+@contextmanager
+def advice_when_full(
+    settings: SamplingConfig, go_on: str = "", processes: int = 1
+) -> Iterator[None]:
+    """Raise MemoryFullError in place of any error of the block that comes from a full memory.
+
+    ``go_on`` is the command that goes on with the run, if there is one; ``processes`` share each
+    batch.
+    """
+    try:
+        yield
+    except MemoryFullError:
+        raise
+    except Exception as error:
+        causes = list(_chain(error))
+        full = next((cause for cause in causes if _is_full(cause)), None)
+        if full is None:
+            raise
+        reward = next((str(cause) for cause in causes if isinstance(cause, RewardError)), "")
+        where = reward and f" in the reward {reward.partition(':')[0]}"
+        said = " ".join(str(full).split()).partition(". ")[0].rstrip(".") or type(full).__name__
+        advice = _advice(settings, go_on, processes, where)
+        raise MemoryFullError(f"Out of memory{where} ({said}). {advice}") from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_full(error: BaseException) -> bool:
+    if isinstance(error, DpokError):
+        return False
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
+
+
+def _advice(settings: SamplingConfig, go_on: str, processes: int, reward: str) -> str:
+    if reward:
+        less = "Score it elsewhere: dpok serve-reward there, and --reward http:url=... here"
+        return f"{less}, in a new run."
+    same, other = _less(settings, processes)
+    if not go_on:
+        return f"Give {', or '.join([*same, *other])}."
+    again = f" Go on with: {go_on} {' '.join(same)}" if same else ""
+    new = f"{' A' if again else 'Only a'} new run can take {', or '.join(other)}." if other else ""
+    return f"{again}{'.' if again and new else ''}{new}".strip()
+
+
+def _less(settings: SamplingConfig, processes: int) -> tuple[list[str], list[str]]:
+    """Return the flags that about halve a need: those that leave a run the same, and others."""
+    same, other = [], []
+    if settings.sample_batch_size > 1:
+        same.append(f"--sample-batch-size {settings.sample_batch_size // 2}")
+    if isinstance(settings, TrainingConfig):
+        share = settings.batch_size // processes
+        parts = next((n for n in range(2, share + 1) if share % n == 0), 1)
+        if parts > 1:
+            accumulation = settings.gradient_accumulation * parts
+            same.append(
+                f"--batch-size {settings.batch_size // parts}"
+                f" --gradient-accumulation {accumulation}"
+            )
+        if not settings.gradient_checkpointing:
+            same.append("--gradient-checkpointing")
+    if settings.precision == "fp32":
+        other.append("--precision bf16")
+    other.append("a smaller --height and --width")
+    return same, other
