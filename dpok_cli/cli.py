@@ -1,5 +1,6 @@
 """The command ``dpok``: its commands are mounted here, and errors become one line."""
 
+import errno
 import os
 import sys
 import traceback
@@ -25,6 +26,13 @@ app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(serve_reward.serve_reward)
+
+
+#: What the system says of a path that a person gave and that cannot be one, or may not be used.
+_NO_PATH = {
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+}
 
 
 def _show_version(asked: bool) -> None:
@@ -65,9 +73,17 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}.{advice}", error.exit_code)
     except DpokError as error:
         return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.filename is not None and error.errno in _NO_PATH:
+            return _fail(f"{error.filename!s}: {error.strerror}. Give another path.", 2)
+        return _unexpected(error)
     except Exception as error:
-        hint = "" if _debugging() else " (set DPOK_DEBUG=1 for the traceback)"
-        return _fail(f"{type(error).__name__}: {error}{hint}", 1)
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    hint = "" if _debugging() else " (set DPOK_DEBUG=1 for the traceback)"
+    return _fail(f"{type(error).__name__}: {error}{hint}", 1)
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -355,10 +355,10 @@ def resolve(
 
 def _read(kind: type[SamplingConfig], file: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"Cannot read the config file {file}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, too deep
         raise InputError(f"{file} is not TOML: {error}.") from error
     known = [item.name for item in fields(kind)]
     for key in values:
@@ -382,6 +382,10 @@ def _check_types(config: SamplingConfig) -> None:
     """Make whole numbers floats where a float is asked for; refuse every other mismatch."""
     for key, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, key)
+        if isinstance(value, int):
+            _must(abs(value) < 2**63, key, value, "below 2^63")
+        for text in value if isinstance(value, tuple) else (value,):
+            _must("\0" not in str(text), key, text, "without the character NUL")
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             object.__setattr__(config, key, float(value))
         elif typing.get_origin(kind) is Literal:

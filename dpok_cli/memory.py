@@ -30,7 +30,7 @@ def advice_when_full(
             raise
         reward = next((str(cause) for cause in causes if isinstance(cause, RewardError)), "")
         where = reward and f" in the reward {reward.partition(':')[0]}"
-        said = " ".join(str(full).split()).partition(". ")[0].rstrip(".") or type(full).__name__
+        said = _sentence(str(full)) or type(full).__name__
         advice = _advice(settings, go_on, processes, where)
         raise MemoryFullError(f"Out of memory{where} ({said}). {advice}") from error
 
@@ -39,6 +39,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _sentence(text: str) -> str:
+    """Return the sentence of an error that says what is full, or its first."""
+    sentences = [sentence.rstrip(".") for sentence in " ".join(text.split()).split(". ")]
+    telling = (one for one in sentences if any(phrase in one.lower() for phrase in _PHRASES))
+    return next(telling, sentences[0])
 
 
 def _is_full(error: BaseException) -> bool:

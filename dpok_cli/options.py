@@ -261,7 +261,7 @@ def parse_seeds(text: str) -> list[int]:
     """Read seeds as in ``0-15`` or ``0,3,8-11``; raises InputError."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        match = re.fullmatch(r"\s*(\d{1,99})\s*(?:-\s*(\d{1,99})\s*)?", part)
         if not match:
             raise InputError(f"--seeds {text!r}: write seeds as in 0-15 or 0,3,7.")
         first = int(match[1])

@@ -14,7 +14,7 @@ def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
     of this form, for an unknown category, and where no prompt is left.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"Cannot read the prompt file {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -38,7 +38,7 @@ def read_categories(file: Path) -> dict[str, str]:
     read_prompts(file)
     if file.suffix != ".json":
         return {}
-    entries = json.loads(file.read_text(encoding="utf-8"))
+    entries = json.loads(file.read_text(encoding="utf-8-sig"))
     return {text: str(entry["category"]) for text, entry in entries.items() if "category" in entry}
 
 
@@ -46,7 +46,7 @@ def _from_json(file: Path, text: str, category: str | None) -> list[str]:
     form = '{"a prompt": {"category": "a name"}, ...}'
     try:
         entries = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"The prompt file {file} is not JSON: {error}.") from error
     if not isinstance(entries, dict) or not all(isinstance(it, dict) for it in entries.values()):
         raise InputError(f"The prompt file {file} is not of the form {form}.")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+LONG = "x" * 300
 PROMPT = ("--prompt", "a green rabbit")
 TRAIN = ("train-rl", *PROMPT)
 SFT = ("train-sft", *PROMPT)
@@ -35,13 +36,58 @@ CASES = {
         "needs a .json prompt file",
     ),
     "category of nothing": ((*TRAIN, "--category", "color"), "needs --prompts FILE.json"),
+    "prompt file is too deep": (("sample", "--prompts", "deep.json"), "deep.json is not JSON"),
+    "prompt file's name is too long": (("sample", "--prompts", LONG), "File name too long"),
+    "prompt file leads round in circles": (("sample", "--prompts", "loop"), "loop: Too many"),
+    "prompt file is beneath a file": (
+        ("evaluate", "--adapter", "lora", "--prompts", "prompts.txt/a.txt"),
+        "prompts.txt/a.txt: Not a directory",
+    ),
+    "unicode category": (
+        ("train-sft", "--prompts", "prompts.json", "--category", "couleur é 🐇"),
+        "no category 'couleur é 🐇'",
+    ),
     # rewards
     "unknown reward": ((*TRAIN, "--reward", "image-rewrd"), "Did you mean 'image-reward'?"),
     "reward without a name": ((*TRAIN, "--reward", "=2"), "the name is missing"),
     "weight is no number": ((*TRAIN, "--reward", "judge=big"), "'big' is no number"),
     "weight is nan": ((*TRAIN, "--reward", "judge=nan"), "must be finite"),
     "unknown reward option": ((*TRAIN, "--reward", "judge:modle=tiny"), "Did you mean 'model'?"),
+    "reward option twice": ((*SFT, "--reward", "judge:model=a,model=b"), "is given twice"),
+    "reward option without a value": ((*SFT, "--reward", "judge:model"), "not of the form"),
+    "weight of evaluate": ((*EVALUATE, "--reward", "judge=0"), "finite and not zero"),
+    "unicode reward": ((*TRAIN, "--reward", "juge-🐇"), "Unknown reward 'juge-🐇'"),
+    "no url": ((*TRAIN, "--reward", "http"), "needs the option 'url'"),
+    "check an unknown reward": (("rewards", "check", "juge"), "Did you mean 'judge'?"),
+    "check an unknown option": (("rewards", "check", "judge:modle=a"), "Did you mean 'model'?"),
+    "check without a spec": (("rewards", "check"), "Missing argument 'SPEC'"),
+    "show without a name": (("rewards", "show"), "Missing argument 'NAME'"),
+    "show a spec": (("rewards", "show", "judge=2"), "Unknown reward 'judge=2'"),
+    "json before show": (("rewards", "--json", "show", "judge"), "Say --json after show"),
+    "serve an unknown reward": (("serve-reward", "juge"), "Did you mean 'judge'?"),
+    "serve without a spec": (("serve-reward",), "Missing argument 'SPEC'"),
+    "serve at no port": (("serve-reward", "judge", "--port", "65536"), "'--port'"),
+    "serve no megabyte": (("serve-reward", "judge", "--max-megabytes", "0"), "'--max-megabytes'"),
     # the model and the folders
+    "model is a file": ((*TRAIN, "--model", "./prompts.txt"), "it has no model_index.json"),
+    "model is empty": ((*SAMPLE, "--model", ""), "model = ''"),
+    "model's name is too long": ((*TRAIN, "--model", f"./{LONG}"), "File name too long"),
+    "model leads round in circles": ((*SAMPLE, "--model", "./loop"), "no model folder ./loop"),
+    "index is empty": ((*TRAIN, "--model", "index/empty"), "model_index.json cannot be read"),
+    "index is a list": ((*SFT, "--model", "index/list"), "model_index.json cannot be read"),
+    "index without a class": ((*SAMPLE, "--model", "index/object"), "model_index.json cannot be"),
+    "index is too deep": ((*SAMPLE, "--model", "index/deep"), "model_index.json cannot be read"),
+    "another pipeline": ((*EVALUATE, "--model", "index/xl"), "a StableDiffusionXLPipeline; only"),
+    "run's name is too long": ((*TRAIN, "--name", LONG), "File name too long. Give another path"),
+    "name is absolute": ((*SFT, "--name", "/tmp/x"), "a plain folder name"),
+    "name is dots": ((*SFT, "--name", ".."), "a plain folder name"),
+    "name with a NUL": ((*TRAIN, "--config", "nul.toml"), "name = 'a\x00b': must be without"),
+    "config is too deep": ((*TRAIN, "--config", "deep.toml"), "deep.toml is not TOML"),
+    "config with too many digits": ((*TRAIN, "--config", "digits.toml"), "digits.toml is not"),
+    "config with a great number": ((*TRAIN, "--config", "great.toml"), "alpha = 1000"),
+    "config is no text": ((*SAMPLE, "--config", "bytes.txt"), "bytes.txt is not TOML"),
+    "config is a folder": ((*EVALUATE, "--config", "folder"), "folder: Is a directory"),
+    "config of another command": ((*SAMPLE, "--config", "rounds.toml"), "no setting 'rounds'"),
     "folder is no pipeline": ((*TRAIN, "--model", "folder"), "folder"),
     "no such model folder": ((*TRAIN, "--model", "./nowhere/at/all"), "nowhere"),
     "run folder exists": (
@@ -93,6 +139,17 @@ CASES = {
         (*SFT, "--init-adapter", "no"),
         "no adapter no. Give --init-adapter a run's adapter folder",
     ),
+    "dataset without a line": ((*SFT, "--dataset", "data/empty"), "metadata.jsonl names no image"),
+    "dataset is no JSON": ((*SFT, "--dataset", "data/bad"), "line 1: not a JSON object"),
+    "dataset is no text": ((*SFT, "--dataset", "data/bytes"), "metadata.jsonl cannot be read"),
+    "dataset without names": ((*SFT, "--dataset", "data/nameless"), "line 1: it has no file_name"),
+    "dataset without prompts": ((*SFT, "--dataset", "data/silent"), "line 1: it has no prompt"),
+    "dataset of a lost image": ((*SFT, "--dataset", "data/lost"), "there is no file"),
+    "dataset climbs out": ((*SFT, "--dataset", "data/climbs"), "leads out of the folder"),
+    "dataset from the root": ((*SFT, "--dataset", "data/root"), "leads out of the folder"),
+    "dataset of texts": ((*SFT, "--dataset", "data/text"), "cat.png cannot be read as an image"),
+    "dataset's settings are no JSON": ((*SFT, "--dataset", "data/drawn"), "settings.json cannot"),
+    "dataset's settings are a list": ((*SFT, "--dataset", "data/listed"), "settings.json cannot"),
     "nothing to start from": ((*TRAIN, "--init-adapter", "folder"), "There is no adapter folder/"),
     # sample
     "seeds run backwards": ((*SAMPLE, "--seeds", "9-3"), "write 3-9"),
@@ -103,6 +160,19 @@ CASES = {
     "steps of sample": ((*SAMPLE, "--num-inference-steps", "0"), "num_inference_steps = 0"),
     "preset of sample": ((*SAMPLE, "--preset", "sd51"), "Did you mean 'sd15'?"),
     "model of sample": ((*SAMPLE, "--model", "folder"), "folder"),
+    "seeds with too many digits": ((*SAMPLE, "--seeds", "9" * 5000), "as in 0-15 or 0,3,7"),
+    "adapter is empty": ((*SAMPLE, "--adapter", "broken/empty.safetensors"), "cannot be read"),
+    "adapter is a pickle": ((*SAMPLE, "--adapter", "broken/pickle.pt"), "is not safetensors"),
+    "adapter is a pickle by another name": (
+        (*SFT, "--init-adapter", "broken/pickle.safetensors"),
+        "pickle.safetensors cannot be read",
+    ),
+    "adapter was cut off": ((*EVALUATE, "--adapter", "broken/cut.safetensors"), "cannot be read"),
+    "adapter is another thing": (
+        (*TRAIN, "--init-adapter", "broken/other.safetensors"),
+        "holds no LoRA weights. Give --init-adapter a run's adapter folder",
+    ),
+    "output's name is too long": ((*SAMPLE, "--output", LONG), "File name too long"),
     "no such run": ((*SAMPLE, "--run", "nope"), "nope"),
     "no run yet": ((*SAMPLE, "--run", "latest"), "runs"),
     "no such adapter": ((*SAMPLE, "--adapter", "no"), "There is no adapter no"),
@@ -132,23 +202,105 @@ CASES = {
     "evaluation folder is something else": ((*EVALUATE, "--output", "taken"), "is no evaluation"),
     "no votes file": (("evaluate", "--votes", "no.json"), "Cannot read no.json: No such file"),
     "votes of another form": (("evaluate", "--votes", "list.json"), "list.json holds no answers"),
+    "votes are empty": (("evaluate", "--votes", "empty.txt"), "empty.txt is not JSON"),
+    "votes are too deep": (("evaluate", "--votes", "deep.json"), "deep.json is not JSON"),
+    "votes of an unknown page": (("evaluate", "--votes", "votes.json"), "Give --output"),
+    "model name is a path": (
+        ("evaluate", "--adapter", "../a=lora", *PROMPT),
+        "'../a' is taken or no plain name",
+    ),
+    "model name is the base's": (
+        ("evaluate", "--adapter", "base=lora", *PROMPT),
+        "'base' is taken",
+    ),
+    "run's config is no TOML": (("evaluate", "--run", "cut"), "config.toml cannot be read"),
+    "run's config is no text": (("sample", "--run", "bytes"), "config.toml cannot be read"),
+    # going on
+    "no run to go on with": (("train-rl", "--resume", "nope"), "There is no run nope"),
+    "no newest run": (("train-sft", "--resume", "latest"), "There is no run in runs yet"),
+    "no newest run elsewhere": (
+        ("train-rl", "--resume", "latest", "--runs-dir", "folder"),
+        "There is no run in folder yet",
+    ),
+    "a run up the tree": (("train-rl", "--resume", "../../nope"), "There is no run ../../nope"),
+    "a run with a long name": (("train-rl", "--resume", LONG), "File name too long"),
+    "go on with other settings": (
+        ("train-rl", "--resume", "taken", "--preset", "sd15"),
+        "leave out other sources",
+    ),
+    "go on with an empty config": (("train-rl", "--resume", "taken"), "names no prompts"),
+    "go on with half a config": (("train-rl", "--resume", "cut"), "config.toml cannot be read"),
+    "go on with another training": (
+        ("train-sft", "--resume", "rl"),
+        "rl is a run of train-rl: dpok train-rl --resume rl",
+    ),
+    "go on with the other training": (("train-rl", "--resume", "sft"), "dpok train-sft --resume"),
+    "go on with another rank": (
+        ("train-rl", "--resume", "rl", "--lora-rank", "4"),
+        "lora_rank = 4: it is 8 in rl/config.toml, and cannot change",
+    ),
+    "go on with a typo": (("train-rl", "--resume", "typo"), "no setting 'round'"),
+    "go on with a wrong type": (("train-rl", "--resume", "type"), "must be a whole number"),
     # rewards
     "show an unknown reward": (("rewards", "show", "juge"), "Did you mean 'judge'?"),
 }
+
+#: The least safetensors file that a LoRA may be.
+HEADER = b'{"unet.a.lora_A.weight":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+LORA = len(HEADER).to_bytes(8, "little") + HEADER + b"\0"
+#: Would make a folder, if anyone ran it.
+PICKLE = b"cos\nmkdir\n(S'ran'\ntR."
+ENTRY = '{{"file_name": "{}", "text": "a cat"}}\n'
+DEEP = b"[" * 100_000
 
 FILES = {
     "empty.txt": b"\n  \n",
     "bytes.txt": b"\xff\xfe\x00",
     "prompts.txt": b"a cat\n",
     "bad.json": b"{",
+    "deep.json": DEEP,
     "list.json": b'["a cat"]',
+    "votes.json": b'{"study": "1", "rater": "2", "answers": {}}',
     "prompts.json": b'{"a red cat": {"category": "color"}, "two cats": {"category": "count"}}',
     "bad.toml": b"rounds =",
     "typo.toml": b"round = 3",
     "type.toml": b'rounds = "three"',
+    "nul.toml": b'name = "a\\u0000b"',
+    "deep.toml": b"alpha = " + DEEP,
+    "digits.toml": b"rounds = " + b"9" * 5000,
+    "great.toml": b"alpha = 1" + b"0" * 400,
+    "rounds.toml": b"rounds = 3",
     "folder/readme.txt": b"no pipeline",
     "taken/config.toml": b"",
-    "lora/pytorch_lora_weights.safetensors": b"",
+    "cut/config.toml": b'prompts = ["a',
+    "bytes/config.toml": b"\xff\xfe",
+    "rl/config.toml": b'prompts = ["a cat"]\nrounds = 3\nlora_rank = 8\n',
+    "sft/config.toml": b'prompts = ["a cat"]\nsteps = 3\n',
+    "typo/config.toml": b'prompts = ["a cat"]\nround = 3\n',
+    "type/config.toml": b'prompts = ["a cat"]\nrounds = "three"\n',
+    "index/empty/model_index.json": b"",
+    "index/list/model_index.json": b"[]",
+    "index/object/model_index.json": b"{}",
+    "index/deep/model_index.json": DEEP,
+    "index/xl/model_index.json": b'{"_class_name": "StableDiffusionXLPipeline"}',
+    "lora/pytorch_lora_weights.safetensors": LORA,
+    "broken/empty.safetensors": b"",
+    "broken/cut.safetensors": LORA[:-1],
+    "broken/other.safetensors": LORA.replace(b".lora_A.", b".conv_1."),
+    "broken/pickle.safetensors": PICKLE,
+    "broken/pickle.pt": PICKLE,
+    "data/empty/metadata.jsonl": b"\n",
+    "data/bad/metadata.jsonl": b"{\n",
+    "data/bytes/metadata.jsonl": b"\xff\xfe",
+    "data/nameless/metadata.jsonl": b'{"text": "a cat"}',
+    "data/silent/metadata.jsonl": b'{"file_name": "cat.png", "text": 3}',
+    "data/lost/metadata.jsonl": ENTRY.format("cat.png").encode(),
+    "data/climbs/metadata.jsonl": ENTRY.format("../../prompts.txt").encode(),
+    "data/root/metadata.jsonl": ENTRY.format("/etc/passwd").encode(),
+    "data/text/metadata.jsonl": ENTRY.format("cat.png").encode(),
+    "data/text/cat.png": b"no image",
+    "data/drawn/settings.json": b"{",
+    "data/listed/settings.json": b"[]",
 }
 
 
@@ -156,8 +308,9 @@ FILES = {
 def test_is_one_line_and_nothing_is_written(case, dpok, tmp_path):
     arguments, message = CASES[case]
     for name, content in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "loop").symlink_to("loop")
 
     result = dpok(*arguments)
 
@@ -169,8 +322,14 @@ def test_is_one_line_and_nothing_is_written(case, dpok, tmp_path):
     assert _tree(tmp_path) == FILES
 
 
+def test_there_are_cases_of_every_command():
+    commands = [arguments[0] for arguments, _ in CASES.values()]
+    for command in ("train-rl", "train-sft", "sample", "evaluate", "rewards", "serve-reward"):
+        assert commands.count(command) >= 4, command
+
+
 def _tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if not path.is_dir())
+    files = (path for path in folder.rglob("*") if not path.is_dir() and not path.is_symlink())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

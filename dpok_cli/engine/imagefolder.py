@@ -11,16 +11,21 @@ from typing import Any
 from dpok_cli.errors import InputError
 
 METADATA, SETTINGS = "metadata.jsonl", "settings.json"
+#: What Pillow reads by itself; some other formats would have it run other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 Entry = dict[str, Any]
 
 
 def check_dataset(folder: Path) -> None:
     """Raise InputError unless images can be read from the folder, or kept in it."""
-    if not folder.exists() or (folder / SETTINGS).is_file():
+    if not folder.exists():
         return
-    if is_own(folder):
-        own_entries(folder)
+    if (folder / SETTINGS).is_file():
+        read_settings(folder)
+    elif is_own(folder):
+        for entry in own_entries(folder):
+            _check_image(folder / entry["file_name"])
     elif not folder.is_dir() or any(folder.iterdir()):
         raise InputError(
             f"{folder} is no image set: it has no {METADATA}. Give --dataset a new folder, one that"
@@ -60,11 +65,36 @@ def own_entries(folder: Path) -> list[Entry]:
     return entries
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what made a set that dpok drew; raises InputError if that cannot be read."""
+    file = folder / SETTINGS
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Give another --dataset.") from error
+    return settings
+
+
+def _check_image(file: Path) -> None:
+    """Raise InputError for a file that does not begin as an image; reads no pixels."""
+    from PIL import Image
+
+    try:
+        Image.open(file, formats=FORMATS).close()
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{file} cannot be read as an image: {error}. Mend it, or take its line out of"
+            f" {METADATA}."
+        ) from error
+
+
 def parse(line: str) -> Entry | None:
     """Return the object that a line holds; None for anything else, as one that was cut off."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

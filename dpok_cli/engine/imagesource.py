@@ -11,15 +11,12 @@ import torch
 from PIL import Image, ImageOps
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.imagefolder import METADATA, own_entries
+from dpok_cli.engine.imagefolder import FORMATS, METADATA, own_entries
 from dpok_cli.engine.imagestore import Picture
 from dpok_cli.engine.model import Conditioning, DiffusionModel
 from dpok_cli.engine.policy import Denoising
 from dpok_cli.engine.rollout import denoise
 from dpok_cli.errors import InputError, TrainingError
-
-#: What Pillow reads by itself; some other formats would have it run other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 class ImageSource(Protocol):

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpok_cli.engine.imagefolder import METADATA, SETTINGS, Entry, parse
+from dpok_cli.engine.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
 from dpok_cli.engine.run import write_atomically
 from dpok_cli.errors import InputError
 
@@ -71,12 +71,7 @@ class ImageStore:
 
     def settings(self) -> dict[str, Any]:
         """Return what made the set; {} if nothing has yet."""
-        try:
-            return json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder / SETTINGS} cannot be read: {error}.") from error
+        return read_settings(self.folder) if (self.folder / SETTINGS).exists() else {}
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Make the set, or mend one that was cut off; raises InputError if another made it."""

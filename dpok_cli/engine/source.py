@@ -32,8 +32,10 @@ def check_source(model: str) -> None:
         )
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} cannot be read as a pipeline's index: {error}.") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{index} cannot be read as a pipeline's index: {error}. Give --model another folder."
+        ) from error
     if kind != "StableDiffusionPipeline":
         raise InputError(
             f"{model} holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline)"
@@ -55,4 +57,18 @@ def check_adapter(adapter: Path, flag: str = "--adapter") -> None:
     if not file.is_file():
         raise InputError(f"There is no adapter {file}. Give {flag} a run's adapter folder.")
     if file.suffix != ".safetensors":
-        raise InputError(f"{file} is not safetensors; adapters in other formats are not read.")
+        raise InputError(
+            f"{file} is not safetensors; adapters in other formats are not read. Give {flag} a"
+            " run's adapter folder."
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"The adapter {file} cannot be read: {error}. Give {flag} another."
+        ) from error
+    if not any(".lora" in name for name in names):
+        raise InputError(f"{file} holds no LoRA weights. Give {flag} a run's adapter folder.")
