@@ -136,10 +136,12 @@ class TrainingConfig(SamplingConfig):
             raise InputError(f"tracker = {self.tracker!r}: accelerate has no such tracker.{advice}")
         _must(bool(self.lora_targets), "lora_targets", list(self.lora_targets), "layer names")
         _must(
-            Path(self.name).name == self.name and self.name not in {".", ".."},
+            Path(self.name).name == self.name
+            and self.name not in {".", ".."}
+            and len(self.name.encode(errors="replace")) <= 255,
             "name",
             self.name,
-            "a plain folder name (--runs-dir says where it goes)",
+            "a plain folder name of 255 bytes at most (--runs-dir says where it goes)",
         )
 
 

@@ -1,90 +1,165 @@
 """Runs killed at random moments and gone on with are the run that was left alone, bit for bit.
 
-Two kills in the suite; ``make chaos`` does fifty and prints its counts.
+A few runs in the suite; ``make chaos`` does fifty and prints its counts. The processes are forks of
+one that has imported everything, so that their time is training's and not torch's.
 """
 
 import json
+import multiprocessing
 import os
 import random
+import runpy
+import shutil
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-KILLS = int(os.environ.get("DPOK_CHAOS", "2"))
+WORKER = Path(__file__).with_name("chaos_worker.py")
+COUNT = int(os.environ.get("DPOK_CHAOS", "4"))
+#: Each with the numbers of the checkpoints that it writes.
 RUNS = {
     "train-rl": (
         "--rounds=4 --samples-per-round=4 --updates-per-round=2 --batch-size=4 --sample-every=2"
-        " --advantage=value --buffer-size=24"
-    ).split(),
+        " --advantage=value --value-updates=2 --buffer-size=24",
+        [1, 2, 3, 4],
+    ),
+    "train-sft": (
+        "--images=8 --steps=8 --batch-size=2 --sample-batch-size=2 --log-every=2"
+        " --checkpoint-every=2 --sample-every=4",
+        [2, 4, 6, 8],
+    ),
 }
 COMMON = (
-    "--reward=jpeg-compressibility --num-inference-steps=3 --sample-count=2 --lora-rank=2"
-    " --evaluation-samples=2 --device=cpu --tracker=tensorboard"
+    "--prompt=cat --reward=jpeg-incompressibility --num-inference-steps=2 --sample-count=2"
+    " --lora-rank=2 --learning-rate=0.01 --evaluation-samples=2 --device=cpu --tracker= --quiet"
+)
+IMPORTED = (
+    "pytest dpok_cli.cli dpok_cli.engine.train_rl dpok_cli.engine.train_sft dpok_cli.engine.compare"
+    " dpok_cli.engine.plots dpok_cli.rewards.manager"
 ).split()
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def start(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpok_cli", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+class Runs:
+    """Runs in a folder, each of one process after another."""
+
+    def __init__(self, folder: Path, model: Path):
+        self.folder, self.model = folder, model
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(IMPORTED)
+
+    def path(self, name: str) -> Path:
+        return self.folder / "runs" / name
+
+    def start(self, command: str, name: str):
+        """Start a run, or go on with it if it has begun."""
+        if (self.path(name) / "config.toml").exists():
+            arguments = [command, "--resume", name, "--quiet"]
+        else:
+            shutil.rmtree(self.path(name), ignore_errors=True)
+            flags, _ = RUNS[command]
+            arguments = [command, *flags.split(), *COMMON.split()]
+            arguments += [f"--model={self.model}", f"--name={name}"]
+        given = {"FOLDER": self.folder, "ARGUMENTS": arguments, "TOLD": self.folder / "told"}
+        process = self.context.Process(
+            target=runpy.run_path, args=(str(WORKER), given, "__main__"), daemon=True
+        )
+        process.start()
+        return process
+
+    def finish(self, command: str, name: str) -> None:
+        process = self.start(command, name)
+        process.join(600)
+        assert process.exitcode == 0, (self.folder / "told").read_text()
+
+    def kill(self, command: str, name: str, when: Callable[[], bool]) -> bool:
+        """Start or go on and kill when the moment has come; returns False if it ended before."""
+        process = self.start(command, name)
+        while process.exitcode is None and not when():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), (self.folder / "told").read_text()
+        return process.exitcode != 0
+
+    def left(self, name: str):
+        """What a run leaves that must be the same: adapter, metrics, grids, summary, images."""
+        run = self.path(name)
+        metrics = [
+            {key: value for key, value in json.loads(line).items() if "seconds/" not in key}
+            for line in (run / "metrics.jsonl").read_text().splitlines()
+        ]
+        kept = [
+            file
+            for folder in ("adapter", "samples", "dataset")
+            for file in (run / folder).rglob("*.*")
+            if file.suffix in {".safetensors", ".png"}
+        ]
+        files = [*kept, run / "summary.json"]
+        return metrics, {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def finish(folder, *arguments):
-    process = start(folder, *arguments)
-    _, told = process.communicate(timeout=600)
-    assert process.returncode == 0, told
-
-
-def left(run):
-    """What a run leaves that must be the same: its adapter, metrics, grids and summary."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    metrics = [
-        {key: value for key, value in json.loads(line).items() if not key.startswith("seconds/")}
-        for line in lines
-    ]
-    files = [*run.glob("adapter/*.safetensors"), *run.glob("samples/*"), run / "summary.json"]
-    return metrics, {str(file.relative_to(run)): file.read_bytes() for file in sorted(files)}
-
-
-@pytest.mark.parametrize("command", RUNS)
-def test_a_killed_run_ends_as_one_left_alone(command, pipeline_folder, tmp_path):
-    flags = [command, "--prompt=a cat", f"--model={pipeline_folder}", *RUNS[command], *COMMON]
-    process = start(tmp_path, *flags, "--name=alone")
-    told = iter(process.stderr.readline, "")
-    assert any(line.startswith("Run folder") for line in told)
-    began = time.monotonic()
-    assert process.wait(timeout=600) == 0
-    span = time.monotonic() - began
-    expected = left(tmp_path / "runs" / "alone")
-    assert len(expected[0]) == 4
-    assert len(expected[1]) >= 4
+def test_killed_runs_end_as_those_left_alone(pipeline_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("DPOK_DEBUG", raising=False)
+    runs, began = Runs(tmp_path, pipeline_folder), time.monotonic()
+    spans, expected = {}, {}
+    runs.kill("train-rl", "warm-up", lambda: True)  # now that begins which all are forks of
+    for command in RUNS:
+        started = time.monotonic()
+        runs.finish(command, command)
+        spans[command] = time.monotonic() - started
+        expected[command] = runs.left(command)
+        metrics, files = expected[command]
+        assert len(metrics) == 4
+        assert len(files) >= 5  # adapter, three grids, summary; and an image set
 
     chance = random.Random(20230516)
-    killed = same = 0
-    for number in range(KILLS):
-        name = f"killed-{number}"
-        process = start(tmp_path, *flags, f"--name={name}")
-        assert any(line.startswith("Run folder") for line in iter(process.stderr.readline, ""))
+    killed = within = same = 0
+    for number in range(COUNT):
+        command = list(RUNS)[number % len(RUNS)]
+        name = f"{command}-{number}"
         for _ in range(chance.choice([1, 1, 2])):  # some are killed again when gone on with
-            try:
-                process.wait(timeout=chance.uniform(0, span))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                killed += 1
-            process = start(tmp_path, command, "--resume", name)
-        _, told = process.communicate(timeout=600)
-        assert process.returncode == 0, told
-        same += left(tmp_path / "runs" / name) == expected
-    print(f"\n{command}: {KILLS} runs, {killed} kills, {same} of {KILLS} as one left alone")
-    assert same == KILLS
+            checkpoints = runs.path(name) / "checkpoints"
+            if chance.random() < 0.4:
+                writing = checkpoints / f".{chance.choice(RUNS[command][1]):06d}.tmp"
+                when = writing.exists
+            else:
+                deadline = time.monotonic() + chance.uniform(0, spans[command])
+
+                def when(deadline: float = deadline) -> bool:
+                    return time.monotonic() > deadline
+
+            killed += runs.kill(command, name, when)
+            within += any(checkpoints.glob(".*.tmp"))
+        runs.finish(command, name)
+        same += runs.left(name) == expected[command]
+        shutil.rmtree(runs.path(name))
+    with capsys.disabled():
+        print(
+            f"\n{same} of {COUNT} killed runs ended as one left alone: {killed} kills, {within} of"
+            f" them while a checkpoint was written; {time.monotonic() - began:.0f} s"
+        )
+    assert same == COUNT
     assert killed > 0
+    assert within > 0
+
+
+@pytest.mark.parametrize("part", ["adapter", "metrics"])
+def test_a_difference_would_be_seen(part, tmp_path):
+    runs = Runs(tmp_path, tmp_path)
+    run = runs.path("one")
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "weights.safetensors").write_bytes(b"1")
+    (run / "metrics.jsonl").write_text('{"round": 1, "loss": 0.5, "seconds/update": 1.0}\n')
+    (run / "summary.json").write_text("{}")
+    before = runs.left("one")
+    (run / "metrics.jsonl").write_text('{"round": 1, "loss": 0.5, "seconds/update": 2.0}\n')
+    assert runs.left("one") == before
+    if part == "adapter":
+        (run / "adapter" / "weights.safetensors").write_bytes(b"2")
+    else:
+        (run / "metrics.jsonl").write_text('{"round": 1, "loss": 0.75}\n')
+    assert runs.left("one") != before

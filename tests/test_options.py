@@ -3,7 +3,7 @@ from dataclasses import fields
 import pytest
 
 from dpok_cli import options
-from dpok_cli.config import PRESETS, SampleConfig, TrainRLConfig
+from dpok_cli.config import PRESETS, SampleConfig, TrainRLConfig, to_toml
 from dpok_cli.errors import InputError
 
 NOTHING = {"preset": None, "file": None, "prompts_file": None, "category": None}
@@ -59,6 +59,48 @@ def test_flags_are_over_a_run_and_a_run_is_over_the_preset(tmp_path):
     given = NOTHING | {"prompts_file": file}
     config = options.resolve(SampleConfig, {"guidance_scale": 2.0}, **given, under=run)
     assert (config.prompts, config.eta, config.guidance_scale) == (("a dog",), 0.25, 2.0)
+
+
+@pytest.fixture
+def run_config(tmp_path):
+    file = tmp_path / "config.toml"
+    config = TrainRLConfig(prompts=("a cat",), rounds=9, batch_size=60, lora_rank=4)
+    file.write_text(to_toml(config))
+    return file
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rounds": 12},
+        {"checkpoint_every": 5, "keep": 7, "tracker": ""},
+        {"sample_every": 0, "sample_count": 2, "evaluation_samples": 0},
+        {"device": "cpu", "sample_batch_size": 1, "gradient_checkpointing": True},
+        {"batch_size": 30, "gradient_accumulation": 2},
+        {"lora_rank": 4, "prompts": ["a cat"]},  # what it is already
+    ],
+)
+def test_what_may_change_when_a_run_is_gone_on_with(changes, run_config):
+    settings = options.resume(TrainRLConfig, {"eta": None, "rewards": []} | changes, run_config)
+    kept = TrainRLConfig(prompts=("a cat",), rounds=9, batch_size=60, lora_rank=4)
+    expected = vars(kept) | changes | {"prompts": ("a cat",)}
+    assert vars(settings) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"lora_rank": 8}, {"seed": 1}, {"learning_rate": 0.5}, {"prompts": ["a dog"]}),
+        *({"rewards": ["judge"]}, {"model": "some/other"}, {"precision": "bf16"}, {"eta": 0.5}),
+        *({"batch_size": 30}, {"batch_size": 30, "gradient_accumulation": 3}, {"alpha": 2.0}),
+        *({"init_adapter": "x"}, {"name": "other"}, {"guidance_scale": 1.0}),
+    ],
+)
+def test_what_may_not_change_is_named(changes, run_config):
+    with pytest.raises(InputError) as caught:
+        options.resume(TrainRLConfig, {"rounds": 10} | changes, run_config)
+    assert str(caught.value).startswith(f"{next(iter(changes))} = ")
+    assert f"in {run_config}, and cannot change" in str(caught.value)
 
 
 def test_every_help_text_is_of_a_field():

@@ -42,7 +42,8 @@ class RunFolder:
             path = _make(Path(config.runs_dir), config.name or f"{_now()}-{command}", config.name)
         except OSError as error:
             raise InputError(
-                f"Cannot make a run folder in {config.runs_dir}: {error.strerror}."
+                f"Cannot make a run folder in {config.runs_dir}: {error.strerror}. Give another"
+                " --runs-dir."
             ) from error
         run = cls(path)
         write_atomically(run.config, to_toml(config))

@@ -91,6 +91,7 @@ def test_gone_on_with(trained, dpok, monkeypatch, tmp_path):
     (run / "config.toml").write_text("prompts = ['a lion']\nsteps = 10\ngamma = 2.0\n")
     folder = sys.modules["dpok_cli.engine.run"].RunFolder
     monkeypatch.setattr(folder, "config", run / "config.toml", raising=False)
+    monkeypatch.setattr(folder, "read_config", lambda self: {"steps": 10})
     assert dpok("train-sft", "--resume", "old", "--steps", "20").code == 0
     (config,) = (call[1] for call in trained.calls if call[0] == "train_sft")
     assert (config.prompts, config.steps, config.gamma) == (("a lion",), 20, 2.0)

@@ -1,4 +1,7 @@
-"""What each process of test_processes.py runs: a round of RL, and what it saw of it."""
+"""What each process of test_processes.py runs: a round of RL, and what it saw of it.
+
+As the command does, it hears SIGTERM, by which launchers end processes, and goes on for a while.
+"""
 
 import json
 import sys
@@ -9,6 +12,7 @@ import torch
 from dpok_cli.config import TrainRLConfig
 from dpok_cli.engine.device import process_state
 from dpok_cli.engine.model import load
+from dpok_cli.engine.stop import Stop
 from dpok_cli.engine.train_rl import RLTrainer
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -31,6 +35,7 @@ def main(pipeline: str, output: str, changes: str) -> None:
     given = json.loads(changes)
     Green.fails_in = given.pop("fails_in", -1)
     parts = given.pop("parts", False)
+    breaks_in = given.pop("breaks_in", -1)
     small = dict(
         model=pipeline,
         prompts=("a green rabbit", "two cats"),
@@ -56,6 +61,9 @@ def main(pipeline: str, output: str, changes: str) -> None:
     step = trainer.step
 
     def watched():
+        if process_state("cpu").process_index == breaks_in:
+            Path(output, "broken").touch()
+            raise torch.OutOfMemoryError("no memory left")
         adapter = trainer.model.adapter_parameters()
         gradients.append(torch.cat([each.grad.flatten() for each in adapter]).tolist())
         return step()
@@ -92,4 +100,5 @@ def main(pipeline: str, output: str, changes: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with Stop():
+        main(*sys.argv[1:])
