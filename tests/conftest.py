@@ -34,6 +34,13 @@ def dpok(tmp_path, monkeypatch, capfd) -> Callable[..., Result]:
 
 
 @pytest.fixture(scope="session")
+def least_lora() -> bytes:
+    """The least safetensors file that may be a LoRA."""
+    header = b'{"unet.a.lora_A.weight":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    return len(header).to_bytes(8, "little") + header + b"\0"
+
+
+@pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory) -> Path:
     """A Stable Diffusion pipeline in v1's format: 16 x 16 pixels, random weights, draws noise."""
     import torch

@@ -22,7 +22,7 @@ from dpok_cli.unseen import Unseen, unseen_prompts
 
 
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, least_lora):
     """Make run folders in runs/, each newer than the one before."""
 
     def make(name, adapter=True, **settings):
@@ -34,7 +34,7 @@ def make_run(tmp_path):
         os.utime(run / "config.toml", (make.made, make.made))
         if adapter:
             (run / "adapter").mkdir()
-            (run / "adapter/pytorch_lora_weights.safetensors").write_text(name)
+            (run / "adapter/pytorch_lora_weights.safetensors").write_bytes(least_lora)
         return run
 
     return make
@@ -54,12 +54,12 @@ def test_the_newest_run_that_has_an_adapter(make_run, runs_dir):
     assert (found.trained_prompts, found.trained_rewards) == (("a red cat",), ("judge",))
 
 
-def test_names_and_paths(make_run, runs_dir, tmp_path):
+def test_names_and_paths(make_run, runs_dir, tmp_path, least_lora):
     run = make_run("one")
     make_run("two")
     lora = tmp_path / "a=b"
     lora.mkdir()
-    (lora / "pytorch_lora_weights.safetensors").write_text("x")
+    (lora / "pytorch_lora_weights.safetensors").write_bytes(least_lora)
     found = find_contenders(["one", f"mine={run}"], [str(lora), f"z={lora}"], runs_dir)
     assert [(each.name, each.adapter) for each in found] == [
         ("one", run / "adapter"),

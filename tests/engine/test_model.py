@@ -306,7 +306,8 @@ def test_a_pickled_adapter_is_refused(make_config, tmp_path, suffix):
     file = tmp_path / f"pytorch_lora_weights{suffix}"
     torch.save({"a": torch.zeros(1)}, file)
     assert refused(make_config(SampleConfig), file) == (
-        f"{file} is not safetensors; adapters in other formats are not read."
+        f"{file} is not safetensors; adapters in other formats are not read. Give --adapter a"
+        " run's adapter folder."
     )
     assert str(tmp_path / ADAPTER_FILE) in refused(make_config(SampleConfig), tmp_path)
 

@@ -60,8 +60,8 @@ def test_an_index_that_cannot_be_read_is_refused(tmp_path, text):
         check_source(str(tmp_path))
 
 
-def test_adapters_are_safetensors(tmp_path):
-    (tmp_path / ADAPTER_FILE).write_text("")
+def test_adapters_are_safetensors(tmp_path, least_lora):
+    (tmp_path / ADAPTER_FILE).write_bytes(least_lora)
     check_adapter(tmp_path)
     check_adapter(tmp_path / ADAPTER_FILE)
     with pytest.raises(InputError, match=r"There is no adapter .*nowhere. Give --adapter a run's"):
@@ -72,6 +72,13 @@ def test_adapters_are_safetensors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"There is no adapter .*empty/{ADAPTER_FILE}"):
         check_adapter(tmp_path / "empty")
+    for content in (b"", least_lora[:-1], b"\x80\x04."):
+        (tmp_path / ADAPTER_FILE).write_bytes(content)
+        with pytest.raises(InputError, match=f"The adapter .*{ADAPTER_FILE} cannot be read"):
+            check_adapter(tmp_path)
+    (tmp_path / ADAPTER_FILE).write_bytes(least_lora.replace(b".lora_A.", b".conv_1."))
+    with pytest.raises(InputError, match=r"no LoRA weights. Give --init-adapter a run's"):
+        check_adapter(tmp_path, "--init-adapter")
 
 
 def test_no_torch_is_needed():
