@@ -64,9 +64,8 @@ def _advice(settings: SamplingConfig, go_on: str, processes: int, reward: str) -
     same, other = _less(settings, processes)
     if not go_on:
         return f"Give {', or '.join([*same, *other])}."
-    again = f" Go on with: {go_on} {' '.join(same)}" if same else ""
-    new = f"{' A' if again else 'Only a'} new run can take {', or '.join(other)}." if other else ""
-    return f"{again}{'.' if again and new else ''}{new}".strip()
+    first = f"Go on with: {go_on} {' '.join(same)}. A" if same else "Only a"
+    return f"{first} new run can take {', or '.join(other)}."
 
 
 def _less(settings: SamplingConfig, processes: int) -> tuple[list[str], list[str]]:

@@ -75,13 +75,11 @@ def of_another_base(name: str) -> Damage:
     def damage(folder):
         from safetensors.torch import load_file, save_file
 
-        weights = load_file(folder / name)
-        wider = {
-            key: value.new_zeros(len(value) + (".lora_B." in key), value.shape[1] + 1)
-            if ".lora_A." in key
-            else value.new_zeros(len(value) + 1, value.shape[1])
-            for key, value in weights.items()
-        }
+        wider = {}
+        for key, value in load_file(folder / name).items():
+            out, of = value.shape
+            down = ".lora_A." in key or ".lora.down." in key
+            wider[key] = value.new_zeros(out, of + 1) if down else value.new_zeros(out + 1, of)
         save_file(wider, folder / name)
 
     return damage
@@ -260,9 +258,12 @@ def whole(pipeline_folder, tmp_path_factory) -> Path:
     return folder
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if not path.is_dir())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return every file, and every folder as None."""
+    return {
+        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes()
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -314,6 +314,7 @@ def test_is_one_line_and_nothing_is_written(case, dpok, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
 
     result = dpok(*arguments)
 
@@ -323,6 +324,7 @@ def test_is_one_line_and_nothing_is_written(case, dpok, tmp_path):
     assert result.err.count("\n") == 1
     assert message in result.err
     assert _tree(tmp_path) == FILES
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_there_are_cases_of_every_command():

@@ -86,7 +86,7 @@ class Sample:
 def engine(monkeypatch):
     """The modules that the commands import; ``calls`` lists what they called with what."""
     calls = []
-    fake = SimpleNamespace(calls=calls, records=[], drawn=[], fail=None, summary={})
+    fake = SimpleNamespace(calls=calls, records=[], drawn=[], warned=[], fail=None, summary={})
 
     def load(config, adapter=None):
         calls.append(("load", config, adapter))
@@ -94,6 +94,8 @@ def engine(monkeypatch):
 
     def train_rl(config, model, reward, run, stop, warn):
         calls.append(("train_rl", config, reward.names))
+        for what in fake.warned:
+            warn(what)
         yield from records(run)
 
     def train_sft(config, model, reward, run, stop, drawn, warn):

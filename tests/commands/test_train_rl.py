@@ -76,6 +76,13 @@ def test_what_was_chosen_needs_no_telling(flags, trained, dpok):
     assert "bundled" not in dpok("train-rl", *PROMPT, *flags).err
 
 
+def test_what_the_engine_warns_of_is_told(trained, dpok):
+    trained.warned = ["The checkpoint 000002 is damaged."]
+    err = dpok("train-rl", *PROMPT).err
+    assert err.splitlines()[3] == "Warning: The checkpoint 000002 is damaged."
+    assert "Warning" not in dpok("train-rl", *PROMPT, "--quiet").err
+
+
 def test_quiet_prints_the_result_only(trained, dpok):
     code, out, err = dpok("train-rl", *PROMPT, "--quiet")
     assert (code, err) == (0, "")
