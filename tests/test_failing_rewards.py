@@ -66,11 +66,13 @@ def check_ended(result, told, run):
 
 def check_goes_on(dpok, run, monkeypatch):
     """Once the reward is mended the run goes on with the second round, to its end."""
+    kept = (run / "metrics.jsonl").read_text()
     monkeypatch.setattr(Redness, "then", staticmethod(lambda scores: scores))
     result = dpok("train-rl", "--resume", run.name)
     assert result.code == 0, result.err
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["round"] for line in lines] == [1, 2, 3]
+    metrics = (run / "metrics.jsonl").read_text()
+    assert metrics.startswith(kept)  # its seconds, too: the first round was not trained again
+    assert [json.loads(line)["round"] for line in metrics.splitlines()] == [1, 2, 3]
     assert (run / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 
 
@@ -112,7 +114,7 @@ def test_a_reward_that_hangs_over_http_ends_the_run_too(train, dpok, tmp_path, m
     with server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        result = train(f"http:url={url},timeout=2,retry=0")
+        result = train(f"http:url={url},timeout=5,retry=0")
         asleep.set()
         told = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server"
         check_ended(result, told, tmp_path / "runs" / "broken")
