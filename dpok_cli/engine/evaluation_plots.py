@@ -57,7 +57,8 @@ def _plot(
     figure = Figure(
         figsize=(1.6 + 2.6 * across, 0.4 + down * (0.8 + 0.34 * len(lines))), layout="constrained"
     )
-    panels = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    panels: list[Any] = grid.flatten().tolist()
     for panel in panels[len(rewards) :]:
         panel.remove()
     for panel, reward in zip(panels, rewards, strict=False):
