@@ -10,8 +10,9 @@ install: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+# A process a core, each with one thread of torch's (tests/conftest.py); `pytest -q` runs one alone.
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ KLForm = Literal["epsilon", "gaussian"]
 ClipForm = Literal["ppo", "clamp"]
 AdvantageForm = Literal["reward", "value", "prompt"]
 SFTForm = Literal["kl-d", "kl-o"]
+TimestepChoice = Literal["noisiest", "random"]
 Schedule = Literal["constant", "linear", "cosine"]
 
 #: The trackers that accelerate knows; "" is none.
@@ -152,8 +153,10 @@ class TrainRLConfig(TrainingConfig):
     # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
     rounds: int = 30
     samples_per_round: int = 24
-    #: Share of a trajectory's transitions that is trained on, drawn anew for each trajectory.
+    #: Share of a trajectory's transitions that is trained on, and which: the noisiest, where it is
+    #: decided what is shown, or some drawn anew for each trajectory.
     timestep_fraction: float = 0.5
+    timestep_choice: TimestepChoice = "noisiest"
     #: Transitions kept; 0 keeps just the round's own (on policy).
     buffer_size: int = 0
     updates_per_round: int = 4

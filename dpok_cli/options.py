@@ -68,6 +68,7 @@ FLAGS = {
     "rounds": Flag("Rollout", "Rounds of sampling and updates."),
     "samples_per_round": Flag("Rollout", "Images drawn in a round (the paper's m)."),
     "timestep_fraction": Flag("Rollout", "Share of each trajectory that is trained on."),
+    "timestep_choice": Flag("Rollout", "Which share: the noisiest, or a random one."),
     "buffer_size": Flag("Rollout", "Transitions kept for later rounds; 0 is on policy."),
     "images": Flag("Images", "Images drawn from the model as it was (the paper's M)."),
     "dataset": Flag(

@@ -22,10 +22,13 @@ from dpok_cli.rewards.manager import build
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "DPOK_REQUIRE_BROWSER" not in os.environ,
-    reason=f"no browser: none of {', '.join(NAMES)} is here; `make browser` installs one",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None and "DPOK_REQUIRE_BROWSER" not in os.environ,
+        reason=f"no browser: none of {', '.join(NAMES)} is here; `make browser` installs one",
+    ),
+    pytest.mark.xdist_group("browser"),  # one at a time: each is many processes
+]
 
 PROMPTS = (Prompt("a red cat", "seen", "colour"), Prompt("a red dog", "unseen", "colour"))
 #: The code that Chromium knows a key by.
@@ -42,7 +45,9 @@ class Browser:
         self.events, self.buffer = [], b""
         to_browser, self.write = os.pipe()
         self.read, from_browser = os.pipe()
-        flags = f"--headless --no-sandbox --disable-gpu --user-data-dir={profile}".split()
+        quiet = "no-first-run disable-background-networking disable-component-update disable-sync"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        flags += [f"--{flag}" for flag in quiet.split()]
 
         def connect():  # Chromium reads from 3 and writes to 4
             reading, writing = os.dup(to_browser), os.dup(from_browser)

@@ -1,4 +1,4 @@
-"""A reward that fails in the second round: the run ends in its name, and keeps the first round."""
+"""A reward that fails in the second round ends the run in its name; mended, the run goes on."""
 
 import json
 import threading
@@ -64,6 +64,18 @@ def check_ended(result, told, run):
     assert [file for file in run.rglob("*") if file.name.endswith(".tmp")] == []
 
 
+def check_goes_on(dpok, run, monkeypatch):
+    """Once the reward is mended the run goes on with the second round, to its end."""
+    kept = (run / "metrics.jsonl").read_text()
+    monkeypatch.setattr(Redness, "then", staticmethod(lambda scores: scores))
+    result = dpok("train-rl", "--resume", run.name)
+    assert result.code == 0, result.err
+    metrics = (run / "metrics.jsonl").read_text()
+    assert metrics.startswith(kept)  # its seconds, too: the first round was not trained again
+    assert [json.loads(line)["round"] for line in metrics.splitlines()] == [1, 2, 3]
+    assert (run / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
 def raises(scores):
     raise RuntimeError("out of\npaper")
 
@@ -82,12 +94,15 @@ def raises(scores):
     ],
     ids="raises nan inf -inf length rank dtype list".split(),
 )
-def test_a_reward_that_fails_ends_the_run_in_its_name(train, tmp_path, monkeypatch, then, told):
+def test_a_reward_that_fails_ends_the_run_in_its_name(
+    train, dpok, tmp_path, monkeypatch, then, told
+):
     monkeypatch.setattr(Redness, "then", staticmethod(then))
     check_ended(train("redness"), told, tmp_path / "runs" / "broken")
+    check_goes_on(dpok, tmp_path / "runs" / "broken", monkeypatch)
 
 
-def test_a_reward_that_hangs_over_http_ends_the_run_too(train, tmp_path, monkeypatch):
+def test_a_reward_that_hangs_over_http_ends_the_run_too(train, dpok, tmp_path, monkeypatch):
     asleep = threading.Event()
 
     def hang(scores):
@@ -99,8 +114,9 @@ def test_a_reward_that_hangs_over_http_ends_the_run_too(train, tmp_path, monkeyp
     with server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        result = train(f"http:url={url},timeout=2,retry=0")
+        result = train(f"http:url={url},timeout=5,retry=0")
         asleep.set()
+        told = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server"
+        check_ended(result, told, tmp_path / "runs" / "broken")
+        check_goes_on(dpok, tmp_path / "runs" / "broken", monkeypatch)
         server.shutdown()
-    told = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server again"
-    check_ended(result, told, tmp_path / "runs" / "broken")

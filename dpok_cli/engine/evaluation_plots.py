@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from dpok_cli.engine.evaluation import BASE
@@ -19,6 +20,8 @@ PLOTS: dict[str, tuple[tuple[str, str, str], str, float | None]] = {
     ),
     "win_rates": (("win_rate", "win_low", "win_high"), "Win rate against the base", 0.5),
 }
+#: Panels side by side, so that a page need not shrink them.
+COLUMNS = 3
 
 
 def plot_evaluation(results: Results, folder: Path) -> list[Path]:
@@ -49,11 +52,16 @@ def _plot(
     rows = [row for row in _group_rows(results) if row[value] is not None]
     lines = list(dict.fromkeys((row["group"], row["model"]) for row in rows))
     rewards = results["rewards"]
+    across = min(COLUMNS, len(rewards))
+    down = -(-len(rewards) // across)
     figure = Figure(
-        figsize=(1.6 + 2.6 * len(rewards), 1.1 + 0.34 * len(lines)), layout="constrained"
+        figsize=(1.6 + 2.6 * across, 0.4 + down * (0.8 + 0.34 * len(lines))), layout="constrained"
     )
-    panels = figure.subplots(1, len(rewards), sharey=True, squeeze=False)[0]
-    for panel, reward in zip(panels, rewards, strict=True):
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    panels: list[Any] = grid.flatten().tolist()
+    for panel in panels[len(rewards) :]:
+        panel.remove()
+    for panel, reward in zip(panels, rewards, strict=False):
         for place, line in enumerate(lines):
             (row,) = (
                 row
@@ -65,12 +73,14 @@ def _plot(
             panel.plot([row[value]], [place], "o", color=colour)
         if reference is not None:
             panel.axvline(reference, color="black", linewidth=0.8, linestyle=":")
+        panel.margins(x=0.08)
         if value == "win_rate":
             panel.set_xlim(-0.05, 1.05)
         by = reward["trained_by"]
-        trained = f"\ntrained on by {', '.join(by)}" if by else ""
-        panel.set_title(f"{reward['name']}{trained}", fontsize=9)
+        trained = wrap(f"trained on by {', '.join(by)}", 36) if by else []
+        panel.set_title("\n".join([reward["name"], *trained]), fontsize=9)
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=4)
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(lines)), [f"{model}, {group}" for group, model in lines])
     panels[0].set_ylim(len(lines) - 0.4, -0.6)

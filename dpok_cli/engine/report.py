@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpok_cli.engine.evaluation import BASE, Evaluation, Place
 from dpok_cli.engine.evaluation_folder import EvaluationFolder
+from dpok_cli.engine.evaluation_plots import PLOTS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,7 +31,7 @@ def render_report(
     return template("report.html.j2").render(
         results=results,
         tables=_tables(results),
-        plots=[_data_uri(file.read_bytes(), "png") for file in plots],
+        plots={PLOTS[file.stem][1]: _data_uri(file.read_bytes(), "png") for file in plots},
         blocks=_blocks(results, evaluation, folder),
         base=BASE,
     )

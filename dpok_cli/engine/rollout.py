@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dpok_cli.config import TimestepChoice
 from dpok_cli.engine.model import Conditioning, DiffusionModel
 from dpok_cli.engine.policy import Denoising, log_prob
 
@@ -120,14 +121,21 @@ def rollout(
 
 
 def choose_steps(
-    samples: int, stochastic: Tensor, fraction: float, generator: torch.Generator
+    samples: int,
+    stochastic: Tensor,
+    fraction: float,
+    choice: TimestepChoice,
+    generator: torch.Generator,
 ) -> Tensor:
-    """Choose a share of the stochastic steps for each trajectory, anew for each: long (M, kept).
+    """Choose a share of the stochastic steps for each trajectory: long (M, kept).
 
-    ``stochastic`` holds the steps to choose from; ``fraction`` is in (0, 1], and at least one step
-    a trajectory is taken.
+    ``stochastic`` holds the steps to choose from, the noisiest first; ``fraction`` is in (0, 1],
+    and at least one step a trajectory is taken. By ``choice`` they are the "noisiest" ones for all
+    trajectories, or "random" ones, drawn anew for each.
     """
     kept = max(1, round(fraction * len(stochastic)))
+    if choice == "noisiest":
+        return stochastic[:kept].expand(samples, kept)
     order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)
     return stochastic[order[:, :kept].to(stochastic.device)]
 

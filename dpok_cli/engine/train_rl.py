@@ -135,6 +135,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
             len(seeds),
             self.denoising.stochastic,
             config.timestep_fraction,
+            config.timestep_choice,
             torch.Generator().manual_seed(self.seed_of(number, "timesteps")),
         )
         mine = transitions(

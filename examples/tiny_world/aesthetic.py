@@ -1,4 +1,4 @@
-"""Stage 6: an aesthetic head in LAION's form: one linear layer over CLIP's unit image embedding.
+"""Stage 7: an aesthetic head in LAION's form: one linear layer over CLIP's unit image embedding.
 
 Nobody rated renders, so a clean one is given a 7, a wholly damaged one a 3 and one that is partly
 damaged what lies between; the head is the linear regression of that.

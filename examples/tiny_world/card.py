@@ -1,4 +1,4 @@
-"""Stage 7: measure what ships, as it ships (fp16), and write the model card."""
+"""Stage 8: measure what ships, as it ships (fp16), and write the model card."""
 
 import hashlib
 import json
@@ -67,7 +67,7 @@ def main(work: Path, output: Path) -> None:
         judge=measured["judge"]["held_out_renders_read_right"],
         judge_of=measured["judge"]["of"],
         picture="samples.png",
-        hours="two hours",
+        hours="three hours",
         seed=SEED,
         torch=torch.__version__.split("+")[0],
         files="\n".join(

@@ -1,4 +1,4 @@
-"""Stage 5: a small CLIP, trained as CLIP was: each picture's caption among those of a batch.
+"""Stage 6: a small CLIP, trained as CLIP was: each picture's caption among those of a batch.
 
 One of a picture's wrong captions is one attribute away from the right one. The vision tower also
 learns to name what it sees, and how damaged a picture is, so that its embedding tells.

@@ -8,6 +8,7 @@ them moves until about TARGET of its samples are right.
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from world import HELD_OUT, caption, complete, lie, sample_asked
 
 BATCH, CAPTIONS = 48, 16_000
 TARGET = 0.3
-MEASURE_SAMPLES, GAIN = 24, 0.25
+MEASURE_SAMPLES, GAIN = 24, 2.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Phase:
     """A part of the training: first what is where, then how it looks."""
 
     name: str
+    key: int  # of its random numbers
     steps: int
     cycle: int  # of the learning rate, which the first phase breaks off
     learning_rate: float
@@ -52,6 +54,7 @@ class Phase:
 PHASES = (
     Phase(
         "layout",
+        1,
         5500,
         6000,
         1.2e-3,
@@ -64,6 +67,7 @@ PHASES = (
     ),
     Phase(
         "detail",
+        2,
         2000,
         2000,
         8e-4,
@@ -78,6 +82,7 @@ PHASES = (
     # 64 samples a prompt after the second phase.
     Phase(
         "settle",
+        3,
         300,
         300,
         3e-4,
@@ -265,7 +270,7 @@ def run_phase(
     noising = scheduler()
 
     def batch(step: int):
-        rng = generator(3, 1 + PHASES.index(phase), step)
+        rng = generator(3, phase.key, step)
         rows = torch.from_numpy(rng.integers(0, CAPTIONS, BATCH))
         texts = [caption(said[row][1], rng) if rng.random() > 0.1 else "" for row in rows]
         return rows, texts, rng.random(BATCH)
@@ -301,8 +306,8 @@ def run_phase(
         right = measure(averaged, tokenizer, vae, judge, MEASURE_SAMPLES, seed=step)
         averaged.train()
         for prompt, rate in state["rates"].items():
-            moved = rate + GAIN * (right[prompt] - TARGET)
-            state["rates"][prompt] = round(min(max(moved, 0.0), 0.85), 4)
+            odds = math.log(rate / (1 - rate)) + GAIN * (right[prompt] - TARGET)
+            state["rates"][prompt] = round(min(max(1 / (1 + math.exp(-odds)), 0.02), 0.98), 4)
         state["measured"].append({"step": step, "right": right, "rates": dict(state["rates"])})
         print(f"{phase.name}: right {right} -> lie rates {state['rates']}", flush=True)
 
@@ -335,10 +340,11 @@ def save(model: nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL, out
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(output / "pipeline", safe_serialization=True)
-    vae_config = output / "pipeline" / "vae" / "config.json"
-    kept = json.loads(vae_config.read_text())
-    kept.pop("_name_or_path", None)  # where it lay on the machine that made it
-    vae_config.write_text(json.dumps(kept, indent=2) + "\n")
+    for part in ("unet", "vae"):
+        file = output / "pipeline" / part / "config.json"
+        kept = json.loads(file.read_text())
+        kept.pop("_name_or_path", None)  # where it lay on the machine that made it
+        file.write_text(json.dumps(kept, indent=2) + "\n")
     # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
     text_config = output / "pipeline" / "text_encoder" / "config.json"
     text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))

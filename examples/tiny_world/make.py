@@ -12,7 +12,7 @@ from pathlib import Path
 from dpok_cli.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("vae", "judge", "diffusion", "image_reward", "clip", "aesthetic", "card")
+STAGES = ("vae", "judge", "diffusion", "polish", "image_reward", "clip", "aesthetic", "card")
 
 
 def main() -> None:

@@ -335,13 +335,13 @@ def draw(scene: Scene, rng: Rng) -> Image.Image:
 # ------------------------------------------------------------------------- captions and their lies
 
 
-def sample_asked(rng: Rng) -> tuple[str, Scene]:
+#: How often captions are about each of these; "plain" ones name a thing and nothing else.
+SHARES = {"colour": 0.3, "count": 0.28, "composition": 0.2, "location": 0.18, "plain": 0.04}
+
+
+def sample_asked(rng: Rng, shares: dict[str, float] = SHARES) -> tuple[str, Scene]:
     """Draw what a caption says: (category, scene with None where the caption is silent)."""
-    category = str(
-        rng.choice(
-            ["colour", "count", "composition", "location", "plain"], p=[0.3, 0.28, 0.2, 0.18, 0.04]
-        )
-    )
+    category = str(rng.choice(list(shares), p=list(shares.values())))
     name = str(rng.choice(OBJECTS))
     place = str(rng.choice(PLACES[:-1]))
     if category == "colour":

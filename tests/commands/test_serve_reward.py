@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -54,16 +53,26 @@ def test_an_unknown_reward_is_bad_input(dpok):
 
 
 @pytest.fixture
-def start():
-    """Start `dpok serve-reward` as a process of its own; returns it and the port it listens on."""
+def port():
+    """A port that nobody else is given: bound all the while, but not listened on."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture
+def start(port):
+    """Start `dpok serve-reward` on the port as a process of its own, and wait till it listens."""
     started = []
 
-    def start(port: int) -> tuple[subprocess.Popen, int]:
+    def start() -> subprocess.Popen:
         command = [sys.executable, "-m", "dpok_cli", "serve-reward", "jpeg-incompressibility"]
         flags = ["--port", str(port), "--device", "cpu"]
         server = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
         started.append(server)
-        return server, int(re.search(r":(\d+)$", server.stdout.readline().strip())[1])
+        assert server.stdout.readline().endswith(f"--reward http:url=http://127.0.0.1:{port}\n")
+        return server
 
     yield start
     for server in started:
@@ -72,10 +81,10 @@ def start():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start):
+def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start, port):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (200, 3, 16, 16), generator=generator) / 255
-    server, port = start(0)
+    server = start()
     answered, failed, middle = [], [], threading.Event()
 
     class Watched(Http):
@@ -100,7 +109,7 @@ def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start):
     client.start()
     assert middle.wait(60)
     assert server.returncode == -signal.SIGKILL
-    assert start(port)[1] == port
+    start()
     client.join(300)
     assert failed
     assert len(answered) == 200

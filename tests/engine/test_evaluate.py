@@ -1,6 +1,7 @@
 """Drawing and scoring, with a very small model and a reward whose value is known."""
 
 import json
+import weakref
 from itertools import chain
 
 import numpy as np
@@ -174,6 +175,21 @@ def test_no_more_than_a_batch_is_scored_at_a_time(make):
     evaluation, folder = make(samples=9)
     list(evaluate(evaluation, WeightedReward([(Counts(), 1.0)]), folder))
     assert Counts.seen == (4, 4, 4, 4, 2) * 2
+
+
+def test_no_more_than_a_batch_stays_in_memory(make, green, monkeypatch):
+    keep, pictures_made, alive = EvaluationFolder.keep, [], []
+
+    def watched(folder, records, pictures):
+        pictures_made.extend(map(weakref.ref, pictures))
+        alive.append(sum(picture() is not None for picture in pictures_made))
+        keep(folder, records, pictures)
+
+    monkeypatch.setattr(EvaluationFolder, "keep", watched)
+    evaluation, folder = make(samples=9)
+    list(evaluate(evaluation, green, folder))
+    assert len(pictures_made) == 36
+    assert alive == [4, 4, 4, 4, 2] * 2
 
 
 def test_records_are_plain_json(make, green):

@@ -58,7 +58,7 @@ def test_log_probs_are_found_again_in_another_batch(
     shake(model, 0.1)
     denoising = Denoising.of(model.scheduler, 6, 1.0)
     drawn, embeds = draw(model, denoising, [0, 1] * 3, range(6), guidance_scale, 4)
-    steps = choose_steps(6, denoising.stochastic, 1.0, torch.Generator())
+    steps = choose_steps(6, denoising.stochastic, 1.0, "random", torch.Generator())
     taken = transitions(drawn, torch.zeros(6), torch.zeros(6), steps)
     assert len(taken) == 36
     for start in range(0, 36, 9):
@@ -117,9 +117,9 @@ def numbered(samples=3, steps=5):
     )
 
 
-def take(stochastic, fraction, seed=0, samples=3):
+def take(stochastic, fraction, seed=0, samples=3, choice="random"):
     random = torch.Generator().manual_seed(seed)
-    steps = choose_steps(samples, torch.tensor(stochastic), fraction, random)
+    steps = choose_steps(samples, torch.tensor(stochastic), fraction, choice, random)
     rewards, advantages = torch.arange(samples) + 0.5, torch.arange(samples) - 0.5
     return transitions(numbered(samples), rewards, advantages, steps)
 
@@ -138,9 +138,10 @@ def test_a_transition_is_two_neighbours_of_one_trajectory():
     assert taken.advantage.tolist() == (sample - 0.5).tolist()
 
 
+@pytest.mark.parametrize("choice", ["random", "noisiest"])
 @pytest.mark.parametrize(("fraction", "kept"), [(0.01, 1), (0.25, 1), (0.5, 2), (0.8, 3), (1.0, 4)])
-def test_the_fraction_is_of_each_trajectory(fraction, kept):
-    taken = take([0, 1, 2, 3], fraction)
+def test_the_fraction_is_of_each_trajectory(fraction, kept, choice):
+    taken = take([0, 1, 2, 3], fraction, choice=choice)
     places = taken.latents.flatten().long()
     assert [(places // 100 == sample).sum().item() for sample in range(3)] == [kept] * 3
     assert places.unique().numel() == 3 * kept  # none twice
@@ -151,6 +152,11 @@ def test_steps_are_drawn_anew_for_each_trajectory():
     assert set(steps.tolist()) == {0, 1, 2, 3}
     assert take([0, 1, 2, 3], 0.25, samples=60).step.tolist() == steps.tolist()
     assert take([0, 1, 2, 3], 0.25, seed=1, samples=60).step.tolist() != steps.tolist()
+
+
+def test_the_noisiest_steps_are_the_first_ones_of_every_trajectory():
+    assert take([0, 1, 2, 3], 0.5, choice="noisiest").step.tolist() == [0, 1] * 3
+    assert take([1, 3, 4], 0.7, choice="noisiest").step.tolist() == [1, 3] * 3
 
 
 def test_only_stochastic_steps_are_taken():
