@@ -124,8 +124,6 @@ def train(
     reward.prepare()
     run = run or create_run(settings, method.command)
     go_on = f"dpok {method.command} --resume {shlex.quote(str(run.path))}"
-    if not quiet:
-        console.say(f"Run folder: {run.path}")
 
     def tell() -> None:
         if not quiet:
@@ -133,9 +131,12 @@ def train(
 
     try:
         view: TrainingView[Any]
-        with Stop(tell) as stop, method.view(settings, quiet) as view:
-            for record in method.records(settings, model, reward, run, stop.__bool__, view):
-                view.show(record)
+        with Stop(tell) as stop:
+            if not quiet:  # from here on a signal is heard
+                console.say(f"Run folder: {run.path}")
+            with method.view(settings, quiet) as view:
+                for record in method.records(settings, model, reward, run, stop.__bool__, view):
+                    view.show(record)
     except KeyboardInterrupt:
         console.say(f"Interrupted; go on with: {go_on}")
         raise
