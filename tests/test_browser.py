@@ -94,17 +94,18 @@ class Browser:
         return json.loads(message)
 
     def open(self, file):
-        self.page("Page.navigate", url=file.as_uri())
-        self.loaded()
+        self.load("Page.navigate", url=file.as_uri())
 
     def reload(self):
-        self.page("Page.reload")
-        self.loaded()
+        self.load("Page.reload")
 
-    def loaded(self):
+    def load(self, method, **params):
+        """Ask for a page, and wait until it has loaded: it, not the one before it."""
+        self.value("document.readyState")  # what the page before still had to tell is read
+        self.events = [event for event in self.events if "loadEventFired" not in event["method"]]
+        self.page(method, **params)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.receive())
-        self.events = [event for event in self.events if "loadEventFired" not in event["method"]]
 
     def value(self, expression):
         result = self.page("Runtime.evaluate", expression=expression, returnByValue=True)

@@ -133,8 +133,6 @@ def train(
         reward.prepare()
     begun = run is None
     run = run or create_run(settings, method.command)
-    if not quiet:
-        console.say(f"Run folder: {run.path}")
     go_on = f"dpok {method.command} --resume {_quoted(run)}"
     try:
         with advice_when_full(settings, go_on, processes=count()):
@@ -168,9 +166,12 @@ def _run(
 
     try:
         view: TrainingView[Any]
-        with Stop(tell) as stop, method.view(settings, quiet) as view:
-            for record in method.records(settings, model, reward, run, stop.__bool__, view):
-                view.show(record)
+        with Stop(tell) as stop:
+            if not quiet:  # from here on a signal is heard
+                console.say(f"Run folder: {run.path}")
+            with method.view(settings, quiet) as view:
+                for record in method.records(settings, model, reward, run, stop.__bool__, view):
+                    view.show(record)
     except KeyboardInterrupt:
         console.say(f"Interrupted; go on with: {go_on}")
         raise

@@ -409,8 +409,10 @@ def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
 
 
-def test_other_steps_are_trained_on_in_every_round(model, make_config, green):
-    trainer = RLTrainer(make_config(updates_per_round=1), model, green, None)
+def test_other_random_steps_are_trained_on_in_every_round(model, make_config, green):
+    trainer = RLTrainer(
+        make_config(updates_per_round=1, timestep_choice="random"), model, green, None
+    )
     taken = []
     for number in (1, 2, 3):
         trainer.round(number)
