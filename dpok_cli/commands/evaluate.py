@@ -198,7 +198,7 @@ def _evaluate(
     from dpok_cli.engine.device import device_of, process_state
     from dpok_cli.engine.evaluate import check_models
     from dpok_cli.engine.evaluate import evaluate as records
-    from dpok_cli.engine.processes import in_first
+    from dpok_cli.engine.processes import in_first, part_ways
     from dpok_cli.engine.results import summarise
     from dpok_cli.rewards.embedding import image_embedding
     from dpok_cli.rewards.manager import build
@@ -222,6 +222,7 @@ def _evaluate(
     drawn = records(evaluation, reward, folder)
     for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
         pass
+    part_ways(processes)
     if not main:
         return
     embedding = image_embedding(evaluation.config.model, device, reward)

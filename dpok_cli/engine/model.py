@@ -237,9 +237,9 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
 
 
 def _be_quiet() -> None:
-    """Keep the libraries' own progress bars and advice off the terminal."""
+    """Keep the libraries' own progress bars and words off the terminal: errors are told once."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity_error()
+        library.set_verbosity(library.CRITICAL)
         library.disable_progress_bar()
 
 

@@ -109,6 +109,12 @@ def all_or_error(compute: Callable[[], Value], accelerator: Processes) -> list[V
     return [value for value, _ in everyones]
 
 
+def part_ways(state: PartialState) -> None:
+    """Wait for the others and leave them; one that ended while they were bound would abort."""
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def in_first(compute: Callable[[], Value], accelerator: Processes) -> Value:
     """Return what the first process computed; an error in it is raised in all."""
 
