@@ -34,6 +34,7 @@ STEPS, PAIRS = 11_000, 12
 VISION_STEPS = 3000  # first the vision tower alone: it has to see before it can compare
 #: It learns more from what is hard to tell: which two things there are, and how many.
 SHARES = {"colour": 0.2, "count": 0.27, "composition": 0.43, "location": 0.1}
+HARD = 0.6
 HELD_OUT = 2000
 WIDTH = 128
 MED_KEYS = (
@@ -99,14 +100,22 @@ def doubled(asked: Scene, scene: Scene, which: int) -> tuple[Scene, Scene]:
     return twice(asked), twice(scene)
 
 
-def sample_pairs(rng: np.random.Generator, count: int, shares: dict[str, float] = SHARES):
-    """Return captions, scenes: rows 2k and 2k + 1 are one attribute apart."""
+def sample_pairs(
+    rng: np.random.Generator,
+    count: int,
+    shares: dict[str, float] = USUAL_SHARES,
+    hard: float = 0.0,
+):
+    """Return captions, scenes: rows 2k and 2k + 1 are one attribute apart.
+
+    Of those about two things a share of ``hard`` has `doubled` as the other.
+    """
     captions, scenes = [], []
     for _ in range(count):
         category, asked = sample_asked(rng, shares)
         scene = complete(asked, rng)
         other_asked, other_scene = twin(asked, scene, rng)
-        if category == "composition" and shares is SHARES and rng.random() < 0.6:
+        if hard and category == "composition" and rng.random() < hard:
             other_asked, other_scene = doubled(asked, scene, int(rng.integers(2)))
         captions += [caption(asked, rng), caption(other_asked, rng)]
         scenes += [scene, other_scene]
@@ -127,7 +136,7 @@ def main(work: Path, output: Path) -> None:
 
     def batch(step: int):
         rng = generator(5, step)
-        captions, scenes = sample_pairs(rng, PAIRS)
+        captions, scenes = sample_pairs(rng, PAIRS, SHARES, HARD)
         return pictures((scene, rng) for scene in scenes), captions, scenes, rng
 
     def loss(data, step: int):
@@ -171,7 +180,7 @@ def main(work: Path, output: Path) -> None:
     rng = generator(5, 10**6)
     with torch.no_grad():
         for _ in range(HELD_OUT // 100):
-            captions, scenes = sample_pairs(rng, 50, USUAL_SHARES)
+            captions, scenes = sample_pairs(rng, 50)
             tokens = net.image_tokens(clip_normalise(pictures((s, rng) for s in scenes)))
             other = tokens.view(-1, 2, *tokens.shape[1:]).flip(1).flatten(0, 1)
             right.append(scores(tokens, captions))
