@@ -105,7 +105,7 @@ def train(
     """
     from dpok_cli.engine.run import RunFolder
     from dpok_cli.engine.source import check_adapter, check_source
-    from dpok_cli.rewards.manager import build
+    from dpok_cli.rewards.manager import build, registry
 
     # What can be refused without torch is refused before it is imported.
     build(settings.rewards, tiny=settings.model == TINY)
@@ -124,6 +124,8 @@ def train(
     if not quiet:
         if hint:
             console.say(hint)
+        for line in registry().left_out():
+            console.say(line)
         console.say(method.arithmetic(settings))
     with advice_when_full(settings, processes=count()):
         model = load(settings)

@@ -201,7 +201,7 @@ def _evaluate(
     from dpok_cli.engine.processes import in_first, part_ways
     from dpok_cli.engine.results import summarise
     from dpok_cli.rewards.embedding import image_embedding
-    from dpok_cli.rewards.manager import build
+    from dpok_cli.rewards.manager import build, registry
 
     processes = process_state(evaluation.config.device)
     main = processes.is_main_process
@@ -216,6 +216,8 @@ def _evaluate(
         for prompt in evaluation.prompts:
             if prompt.group == "unseen":
                 console.say(f"Unseen: {prompt.text}")
+        for line in registry().left_out():
+            console.say(line)
         for remark in remarks:
             console.say(remark)
         console.say(f"Evaluation folder: {folder.path}")

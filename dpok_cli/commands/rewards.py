@@ -45,10 +45,8 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
         limits = _range(found.rewards[facts["name"]].cls.range)
         table.add_row(facts["name"], package, limits, facts["weights"], facts["summary"])
     console.out.print(table)
-    for plugin, why in found.failures.items():
-        console.say(f"Left out: {plugin}: {why}")
-    for name, packages in found.clashes.items():
-        console.say(f"Left out: {name!r}, which {' and '.join(packages)} both claim")
+    for line in found.left_out():
+        console.say(line)
 
 
 @app.command("show")

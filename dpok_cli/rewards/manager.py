@@ -59,6 +59,16 @@ class Registry:
             raise InputError(f"Unknown reward {name!r}.{suggest(name, self.rewards)}{failed}")
         return self.rewards[name].cls
 
+    def left_out(self) -> list[str]:
+        """Warn in one line each of the plugins and names that are not there, and say why."""
+        return [
+            f"Warning: reward plugin {plugin} was left out: {why}"
+            for plugin, why in self.failures.items()
+        ] + [
+            f"Warning: reward {name!r} was left out: {' and '.join(packages)} both claim it"
+            for name, packages in self.clashes.items()
+        ]
+
     def add(self, entry: Entry) -> None:
         name = entry.cls.name
         if name in self.clashes:

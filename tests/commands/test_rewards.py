@@ -50,8 +50,8 @@ def test_list(dpok):
         "sharpness dpok-sharp 1.2 0 to 2.5 none needed How sharp the image is.".split(),
     ]
     assert err.splitlines() == [
-        "Left out: dpok-broken (broken.plugin): ImportError: no [module]",
-        "Left out: 'twice', which one and two both claim",
+        "Warning: reward plugin dpok-broken (broken.plugin) was left out: ImportError: no [module]",
+        "Warning: reward 'twice' was left out: one and two both claim it",
     ]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from dpok_cli.commands.train_rl import batch_arithmetic
 from dpok_cli.config import TrainRLConfig, resolve
 from dpok_cli.errors import InputError, RewardError
+from dpok_cli.rewards import manager
 
 PROMPT = ("--prompt", "a green rabbit")
 
@@ -81,6 +83,15 @@ def test_what_the_engine_warns_of_is_told(trained, dpok):
     err = dpok("train-rl", *PROMPT).err
     assert err.splitlines()[3] == "Warning: The checkpoint 000002 is damaged."
     assert "Warning" not in dpok("train-rl", *PROMPT, "--quiet").err
+
+
+def test_a_plugin_that_was_left_out_is_told(trained, dpok, monkeypatch):
+    failures = {"dpok-broken (broken.plugin)": "ImportError: no [module]"}
+    found = dataclasses.replace(manager.registry(), failures=failures)
+    monkeypatch.setattr(manager, "registry", lambda: found)
+    assert dpok("train-rl", *PROMPT).err.splitlines()[1] == (
+        "Warning: reward plugin dpok-broken (broken.plugin) was left out: ImportError: no [module]"
+    )
 
 
 def test_quiet_prints_the_result_only(trained, dpok):
