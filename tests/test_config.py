@@ -35,6 +35,7 @@ def test_sd15_is_the_papers_run():
         "ratio_clip": 1e-4,
         "max_grad_norm": 0.1,
         "learning_rate": 1e-5,
+        "lr_schedule": "constant",
         "lora_rank": 4,
         "advantage": "value",
         "value_learning_rate": 1e-4,

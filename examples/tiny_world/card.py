@@ -20,7 +20,7 @@ from dpok_cli.tiny.words import (
 from stage import SEED
 from world import HELD_OUT
 
-SAMPLES = 64
+SAMPLES = 256
 
 
 def main(work: Path, output: Path) -> None:
