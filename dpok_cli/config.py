@@ -84,7 +84,7 @@ class TrainingConfig(SamplingConfig):
 
     # Optimisation: an optimizer step is on batch_size * gradient_accumulation examples, over all
     # processes together.
-    batch_size: int = 72
+    batch_size: int = 32
     gradient_accumulation: int = 1
     learning_rate: float = 1e-3
     lr_schedule: Schedule = "constant"
@@ -151,11 +151,11 @@ class TrainRLConfig(TrainingConfig):
     """`dpok train-rl`: DPOK (Fan et al., NeurIPS 2023, arXiv 2305.16381)."""
 
     # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
-    rounds: int = 36
+    rounds: int = 40
     samples_per_round: int = 24
     #: Share of a trajectory's transitions that is trained on, and which: the noisiest, where it is
     #: decided what is shown, or some drawn anew for each trajectory.
-    timestep_fraction: float = 0.6
+    timestep_fraction: float = 0.5
     timestep_choice: TimestepChoice = "noisiest"
     #: Transitions kept; 0 keeps just the round's own (on policy).
     buffer_size: int = 0
@@ -173,7 +173,8 @@ class TrainRLConfig(TrainingConfig):
 
     # Of TrainingConfig: fast at first; at a constant rate pictures drift once nearly all are right,
     # since advantages are normalised however little the rewards differ.
-    learning_rate: float = 2.5e-3
+    batch_size: int = 60
+    learning_rate: float = 3e-3
     lr_schedule: Schedule = "cosine"
 
     # The value function (advantage = "value")
@@ -229,8 +230,7 @@ class TrainSFTConfig(TrainingConfig):
     #: Steps that a line of metrics.jsonl is the mean of.
     log_every: int = 10
 
-    # Of TrainingConfig; the last two are in steps
-    batch_size: int = 32
+    # Of TrainingConfig, in steps
     checkpoint_every: int = 50
     sample_every: int = 50
 

@@ -23,14 +23,14 @@ NEW = "A new run can take --precision bf16, or a smaller --height and --width."
 @pytest.mark.parametrize(
     ("command", "error", "said", "batch"),
     [
-        ("train-rl", GPU, "CUDA out of memory", 36),
+        ("train-rl", GPU, "CUDA out of memory", 30),
         (
             "train-sft",
             CPU,
             "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes",
             16,
         ),
-        ("train-rl", MemoryError(), "MemoryError", 36),
+        ("train-rl", MemoryError(), "MemoryError", 30),
     ],
 )
 def test_of_a_training(command, error, said, batch, engine, dpok, tmp_path):
@@ -53,7 +53,7 @@ def test_of_loading_the_model_there_is_no_run_yet(engine, dpok, monkeypatch, tmp
     code, out, err = dpok("train-rl", *PROMPT, "--quiet", "--precision", "bf16")
     assert (code, out) == (1, "")
     assert err == (
-        "Error: Out of memory (CUDA out of memory). Give --sample-batch-size 8, or --batch-size 36"
+        "Error: Out of memory (CUDA out of memory). Give --sample-batch-size 8, or --batch-size 30"
         " --gradient-accumulation 2, or --gradient-checkpointing, or a smaller --height and"
         " --width.\n"
     )

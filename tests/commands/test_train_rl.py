@@ -43,7 +43,7 @@ def test_tells_the_run_on_stderr_and_its_result_on_stdout(trained, dpok, tmp_pat
     lines = err.splitlines()
     assert "bundled tiny model" in lines[0]
     assert "--preset sd15" in lines[0]
-    assert lines[1].startswith("A round: 24 images x 20 steps; 288 of 480 transitions")
+    assert lines[1].startswith("A round: 24 images x 20 steps; 240 of 480 transitions")
     assert lines[2] == "Run folder: runs/rabbit"
     assert [line[:10] for line in lines[3:]] == ["round 1/2 ", "round 2/2 "]
     rows = [line.split() for line in out.splitlines()]
@@ -161,8 +161,8 @@ def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
         (
             "tiny",
             {},
-            "A round: 24 images x 20 steps; 288 of 480 transitions, in 4 updates of 72."
-            " Rounds: 36, with 864 images and 144 updates in all.",
+            "A round: 24 images x 20 steps; 240 of 480 transitions, in 4 updates of 60."
+            " Rounds: 40, with 960 images and 160 updates in all.",
         ),
         (
             "sd15",
@@ -173,7 +173,7 @@ def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
         (
             "tiny",
             {"samples_per_round": 2, "num_inference_steps": 5, "rounds": 1},
-            "A round: 2 images x 5 steps; 6 of 10 transitions, in 4 updates of 6."
+            "A round: 2 images x 5 steps; 4 of 10 transitions, in 4 updates of 4."
             " Rounds: 1, with 2 images and 4 updates in all.",
         ),
     ],
