@@ -147,17 +147,27 @@ def test_a_reward_that_fails_costs_no_round(go, green, tmp_path):
 
 
 def test_a_longer_run_goes_on(go, green):
-    whole = go("whole", green, rounds=4)
-    go("cut", green, rounds=2)
-    assert_same(go("cut", green, rounds=4), whole)
+    whole = go("whole", green, rounds=4, lr_schedule="constant")
+    go("cut", green, rounds=2, lr_schedule="constant")
+    assert_same(go("cut", green, rounds=4, lr_schedule="constant"), whole)
+
+
+def test_in_a_longer_run_a_falling_rate_falls_to_the_new_end(go, green):
+    falling = dict(lr_schedule="linear", learning_rate=0.01, updates_per_round=1)
+    short, *_ = go("cut", green, rounds=2, **falling)
+    longer, *_ = go("cut", green, rounds=4, **falling)
+    rates = [record["learning_rate"] for record in longer]
+    assert longer[:2] == short
+    assert rates == pytest.approx([0.005, 0.0, 0.0025, 0.0])
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_taken(go, green, tmp_path):
-    whole = go("whole", green)
-    go("cut", green, rounds=3)
+    whole = go("whole", green, lr_schedule="constant")
+    go("cut", green, rounds=3, lr_schedule="constant")
     file = tmp_path / "cut" / "checkpoints" / "000003" / checkpoint.STATE
     file.write_bytes(file.read_bytes()[:100])
-    records, weights, _ = go("cut", green)  # the grid of the shorter run's end is there as well
+    # The grid of the shorter run's end is there as well.
+    records, weights, _ = go("cut", green, lr_schedule="constant")
     assert_same((records, weights, {}), (*whole[:2], {}))
     metrics = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in metrics] == [1, 2, 3, 4]
