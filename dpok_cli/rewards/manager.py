@@ -60,7 +60,7 @@ class Registry:
         return self.rewards[name].cls
 
     def left_out(self) -> list[str]:
-        """Warn in one line each of the plugins and names that are not there, and say why."""
+        """Return a line of warning for each plugin or name that is not there, with the reason."""
         return [
             f"Warning: reward plugin {plugin} was left out: {why}"
             for plugin, why in self.failures.items()
