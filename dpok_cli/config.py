@@ -153,6 +153,9 @@ class TrainRLConfig(TrainingConfig):
     # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
     rounds: int = 40
     samples_per_round: int = 24
+    #: Samples of a prompt that start from the same x_T, for the advantage "prompt" to tell what x_T
+    #: brought from what the actions did; 1 compares all of a prompt, each from an x_T of its own.
+    group_size: int = 3
     #: Share of a trajectory's transitions that is trained on, and which: the noisiest, where it is
     #: decided what is shown, or some drawn anew for each trajectory.
     timestep_fraction: float = 0.5
@@ -186,7 +189,7 @@ class TrainRLConfig(TrainingConfig):
         super().__post_init__()
         _must(self.eta > 0, "eta", self.eta, "> 0 to train (without noise there is no policy)")
         for key in (
-            "rounds samples_per_round updates_per_round value_updates value_batch_size"
+            "rounds samples_per_round group_size updates_per_round value_updates value_batch_size"
         ).split():
             _must(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         for key in "buffer_size beta advantage_clip".split():
@@ -277,6 +280,7 @@ _PAPER: dict[str, Any] = dict(
     guidance_scale=7.5,
     eta=1.0,
     samples_per_round=10,
+    group_size=1,
     rounds=2000,  # 20 000 samples
     timestep_fraction=1.0,
     buffer_size=1000,

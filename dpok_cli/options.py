@@ -67,6 +67,11 @@ FLAGS = {
     "seeds": Flag("Sampling", "One image a prompt for each: 0-15, or 0,3,7."),
     "rounds": Flag("Rollout", "Rounds of sampling and updates."),
     "samples_per_round": Flag("Rollout", "Images drawn in a round (the paper's m)."),
+    "group_size": Flag(
+        "Rollout",
+        "Images of a prompt that start from the same noise, with --advantage prompt, which leaves"
+        " out what that noise alone brings.",
+    ),
     "timestep_fraction": Flag("Rollout", "Share of each trajectory that is trained on."),
     "timestep_choice": Flag("Rollout", "Which share: the noisiest, or a random one."),
     "buffer_size": Flag("Rollout", "Transitions kept for later rounds; 0 is on policy."),

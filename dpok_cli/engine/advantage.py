@@ -7,19 +7,41 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 
-def per_prompt(rewards: Tensor, prompts: Sequence[str]) -> Tensor:
-    """Return (r - mean) / std over the samples of the same prompt, float32 (B,).
+def per_prompt(rewards: Tensor, prompts: Sequence[str], starts: Sequence[int]) -> Tensor:
+    """Return how far each reward is above the expected one, with a mean square of 1 over a prompt.
 
-    ``rewards`` is (B,), one a sample of ``prompts``. A prompt with a single sample is compared with
-    all samples instead; where all rewards are equal the advantage is 0.
+    ``rewards`` is (B,), one a sample of ``prompts`` that began with the x_T of seed ``starts``; so
+    is the result, float32. A prompt with a single sample is compared with all samples instead;
+    where all rewards are equal the advantage is 0.
     """
     advantages = torch.empty_like(rewards)
+    start = torch.tensor(starts, device=rewards.device)
     for prompt in dict.fromkeys(prompts):
         own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
-        group = rewards[own] if own.sum() > 1 else rewards
-        mean = group[0] + (group - group[0]).mean()  # without rounding where all are equal
-        advantages[own] = (rewards[own] - mean) / (group.std(correction=0) + 1e-6)
+        compared = own if own.sum() > 1 else torch.ones_like(own)
+        gap = above_expected(rewards[compared], start[compared])
+        advantages[own] = (gap / (gap.square().mean().sqrt() + 1e-6))[own[compared]]
     return advantages
+
+
+def above_expected(rewards: Tensor, starts: Tensor) -> Tensor:
+    """Return r - b(x_T), (B,), for samples (B,) of one prompt with equal ``starts`` for equal x_T.
+
+    What x_T alone brings is no action's merit. b is the mean of all, moved to the mean of those
+    from the same x_T by 1 - 1/F (0 at least), where F is the variance ratio of the one-way analysis
+    of variance by x_T: all the way where x_T settles the reward, not at all where groups differ no
+    more than by chance (an empirical Bayes estimate, as James and Stein's).
+    """
+    same = starts[:, None] == starts  # (B, B)
+    # Means of differences, which are 0 without rounding where all are equal.
+    apart = rewards[:, None] - rewards
+    total, within = apart.mean(1), (same * apart).sum(1) / same.sum(1)
+    between, groups = total - within, len(starts.unique())
+    if groups in (1, len(starts)):
+        return total
+    chance = within.square().sum() / (len(starts) - groups)
+    spread = between.square().sum() / (groups - 1)
+    return total - (1 - chance / (spread + 1e-12)).clamp(min=0) * between
 
 
 class ValueFunction(nn.Module):

@@ -68,27 +68,33 @@ def denoise(
     conditioning: Conditioning,
     seeds: Sequence[int],
     guidance_scale: float,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[Step]:
     """Draw one sample a seed, yielding x_T (as a step from nothing) and then each step.
 
     Every sample has its own random numbers, so it does not depend on the batch it is drawn in;
-    they come in the order of ``StableDiffusionPipeline`` given one CPU generator a sample.
+    they come in the order of ``StableDiffusionPipeline`` given one CPU generator a sample. With
+    ``starts`` a sample has the x_T of another seed, its start, and all other noise of its own.
     """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape, device = model.latent_shape, conditioning.prompts.device
 
-    def noise() -> Tensor:
-        drawn = [torch.randn(shape, generator=generator) for generator in generators]
+    def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise(generators: list[torch.Generator]) -> Tensor:
+        drawn = [torch.randn(model.latent_shape, generator=generator) for generator in generators]
         return torch.stack(drawn).to(device)
 
-    latents = noise()
+    own, device = generators(seeds), conditioning.prompts.device
+    latents = noise(own)
+    if starts is not None:
+        latents = noise(generators(starts))
     ones = torch.ones(len(latents), 1, 1, 1, device=device)
     yield Step(latents, latents, ones, torch.zeros_like(latents))
     for index in range(len(denoising)):
         step = torch.full((len(latents),), index, device=device)
         output = model.predict(latents, denoising.timesteps[step], conditioning, guidance_scale)
         mean, std = denoising.distribution(output, latents, step)
-        latents = mean + std * noise() if bool(denoising.std[index] > 0) else mean
+        latents = mean + std * noise(own) if bool(denoising.std[index] > 0) else mean
         yield Step(latents, mean, std, output)
 
 
@@ -101,16 +107,17 @@ def rollout(
     seeds: Sequence[int],
     guidance_scale: float,
     batch_size: int,
+    starts: Sequence[int] | None = None,
 ) -> Iterator[Trajectories]:
     """Draw one trajectory a seed, ``batch_size`` at a time, yielding them as they are drawn.
 
-    ``prompt`` (M,) are rows of ``conditioning``.
+    ``prompt`` (M,) are rows of ``conditioning``; ``starts`` are seeds of x_T, if not the samples'.
     """
     stochastic = set(denoising.stochastic.tolist())
-    for start in range(0, len(seeds), batch_size):
-        rows = prompt[start : start + batch_size]
-        batch = seeds[start : start + batch_size]
-        steps = denoise(model, denoising, conditioning[rows], batch, guidance_scale)
+    for first in range(0, len(seeds), batch_size):
+        batch = slice(first, first + batch_size)
+        rows, texts, shared = prompt[batch], conditioning[prompt[batch]], starts and starts[batch]
+        steps = denoise(model, denoising, texts, seeds[batch], guidance_scale, shared)
         path, log_probs = [next(steps).latents], []
         for index, (latents, mean, std, _) in enumerate(steps):
             path.append(latents)

@@ -114,10 +114,10 @@ class RLTrainer(Trainer[TrainRLConfig]):
         Returns None, with nothing changed, if it was asked to stop before the updates.
         """
         config, started, rows = self.config, time.perf_counter(), self.model.unet_rows
-        prompt, seeds = self.draw(number)
+        prompt, seeds, starts = self.draw(number)
         texts = [config.prompts[row] for row in prompt.tolist()]
         try:
-            trajectories, scores, scoring = self.roll_out(prompt, seeds)
+            trajectories, scores, scoring = self.roll_out(prompt, seeds, starts)
         except RewardError:
             self.model.unet_rows = rows
             self.stop_here()
@@ -130,7 +130,9 @@ class RLTrainer(Trainer[TrainRLConfig]):
 
         self.samples += len(seeds)
         rewards = scores.total.to(self.model.device)
-        advantages = per_prompt(rewards, texts) if config.advantage == "prompt" else rewards
+        advantages = rewards
+        if config.advantage == "prompt":
+            advantages = per_prompt(rewards, texts, starts)
         steps = choose_steps(
             len(seeds),
             self.denoising.stochastic,
@@ -149,7 +151,9 @@ class RLTrainer(Trainer[TrainRLConfig]):
         seconds = (drawn - started - scoring, scoring, time.perf_counter() - drawn)
         return self.report(number, scores, metrics, seconds)
 
-    def roll_out(self, prompt: Tensor, seeds: list[int]) -> tuple[Trajectories, Scores, float]:
+    def roll_out(
+        self, prompt: Tensor, seeds: list[int], starts: list[int]
+    ) -> tuple[Trajectories, Scores, float]:
         """Draw and score this process's share of the round, batch by batch.
 
         Returns its trajectories, everyone's scores, and the seconds that drawing waited for them.
@@ -168,6 +172,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
                     own(seeds, self.accelerator),
                     config.guidance_scale,
                     config.sample_batch_size,
+                    own(starts, self.accelerator),
                 ):
                     if not part.images.isfinite().all():
                         raise TrainingError(
@@ -193,14 +198,22 @@ class RLTrainer(Trainer[TrainRLConfig]):
         scores = Scores(total, dict(zip(mine.raw, raw, strict=True)))
         return Trajectories.cat(drawn), scores, seconds
 
-    def draw(self, number: int) -> tuple[Tensor, list[int]]:
-        """Return the round's prompts (M,), each as often as any other, and a seed a sample."""
+    def draw(self, number: int) -> tuple[Tensor, list[int], list[int]]:
+        """Return the round's prompts (M,), a seed a sample, and the seed of each sample's x_T.
+
+        Samples come in groups of one prompt and one x_T, of which the last may be smaller; every
+        prompt has as many groups as any other, or one more.
+        """
         config = self.config
+        samples = config.samples_per_round
+        size = config.group_size if config.advantage == "prompt" else 1
         random = np.random.default_rng(self.seed_of(number, "prompts"))
-        rows = random.permutation(len(config.prompts))
-        prompt = torch.from_numpy(np.resize(rows, config.samples_per_round))
-        seeds = np.random.SeedSequence([config.seed, number]).generate_state(len(prompt), np.uint64)
-        return prompt.to(self.model.device), [int(seed >> np.uint64(1)) for seed in seeds]
+        rows = np.resize(random.permutation(len(config.prompts)), -(-samples // size))
+        prompt = torch.from_numpy(rows.repeat(size)[:samples])
+        state = np.random.SeedSequence([config.seed, number]).generate_state(samples, np.uint64)
+        seeds = [int(seed >> np.uint64(1)) for seed in state]
+        starts = [seeds[sample - sample % size] for sample in range(samples)]
+        return prompt.to(self.model.device), seeds, starts
 
     def remember(self, fresh: Transitions) -> None:
         """Put the round's transitions first in the buffer; the oldest beyond its size go."""

@@ -160,6 +160,7 @@ def make_config(pipeline_folder):
                 rewards=("green",),
                 rounds=2,
                 samples_per_round=4,
+                group_size=2,
                 updates_per_round=2,
                 batch_size=4,
                 lora_rank=4,

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dpok_cli.engine.advantage import ValueFunction, per_prompt
+from dpok_cli.engine.advantage import ValueFunction, above_expected, per_prompt
 
 
 def test_each_prompt_is_measured_against_itself():
     # "a": mean 2, standard deviation 1; "b": mean 20, standard deviation 10
     rewards = torch.tensor([1.0, 10.0, 3.0, 30.0])
-    assert per_prompt(rewards, ["a", "b", "a", "b"]).tolist() == pytest.approx(
+    assert per_prompt(rewards, ["a", "b", "a", "b"], range(4)).tolist() == pytest.approx(
         [-1, -1, 1, 1], abs=1e-5
     )
 
@@ -17,21 +17,65 @@ def test_each_prompt_is_measured_against_itself():
 def test_a_prompt_alone_is_measured_against_all():
     # all: mean 3, variance (4 + 1 + 0 + 9 + 0) / 5 = 2.8; "a": mean 1.5, standard deviation 0.5
     rewards = torch.tensor([1.0, 2.0, 3.0, 6.0, 3.0])
-    advantages = per_prompt(rewards, ["a", "a", "b", "c", "d"])
+    advantages = per_prompt(rewards, ["a", "a", "b", "c", "d"], range(5))
     assert advantages.tolist() == pytest.approx([-1, 1, 0, 3 / 2.8**0.5, 0], abs=1e-5)
+
+
+def test_what_x_t_brings_is_left_out():
+    # From 7: mean 2, gaps -1, 1; from 8: mean 20, gaps -3, 3; groups -9 and 9 from the mean of all.
+    # F = (4 x 81 / 1) / (20 / 2) = 32.4, so 1 / 32.4 of a group's 9 is left: 0.2778
+    gaps = above_expected(torch.tensor([1.0, 17.0, 3.0, 23.0]), torch.tensor([7, 8, 7, 8]))
+    left = 9 / 32.4
+    assert gaps.tolist() == pytest.approx([-1 - left, -3 + left, 1 - left, 3 + left], rel=1e-5)
+
+
+def test_groups_that_differ_by_chance_are_one():
+    # Group means 3 and 5, each from gaps of 2: F = (4 x 1 / 1) / (16 / 2) = 0.5
+    gaps = above_expected(torch.tensor([1.0, 5.0, 3.0, 7.0]), torch.tensor([7, 7, 8, 8]))
+    assert gaps.tolist() == [-3.0, 1.0, -1.0, 3.0]
+
+
+@pytest.mark.parametrize("starts", [[1, 2, 3], [4, 4, 4]])
+def test_without_groups_to_compare_the_mean_is_that_of_all(starts):
+    gaps = above_expected(torch.tensor([1.0, 2.0, 6.0]), torch.tensor(starts))
+    assert gaps.tolist() == [-2.0, -1.0, 3.0]
+
+
+def test_each_prompt_has_its_own_groups():
+    rewards = torch.tensor([1.0, 17.0, 3.0, 23.0, 4.0, 6.0])
+    advantages = per_prompt(rewards, ["a"] * 4 + ["b"] * 2, [7, 8, 7, 8, 7, 8])
+    gaps = above_expected(rewards[:4], torch.tensor([7, 8, 7, 8]))
+    scale = gaps.square().mean().sqrt()
+    assert advantages.tolist() == pytest.approx([*(gaps / scale).tolist(), -1, 1], abs=1e-5)
+
+
+def test_the_expected_is_nearest_the_truth_where_x_t_matters_and_where_it_does_not():
+    """Against the mean of all and of the group: no worse than the better one by more than 4 %."""
+    random = torch.Generator().manual_seed(0)
+    starts = torch.arange(6).repeat_interleave(4)
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        errors = torch.zeros(3)
+        for _ in range(400):
+            truth = share**0.5 * torch.randn(6, generator=random)[starts]
+            rewards = truth + (1 - share) ** 0.5 * torch.randn(24, generator=random)
+            group = rewards.view(6, 4).mean(1)[starts]
+            guesses = (rewards.mean(), group, rewards - above_expected(rewards, starts))
+            errors += torch.stack([(guess - truth).square().mean() for guess in guesses])
+        errors /= 400
+        assert errors[2] <= min(errors[0], errors[1]) + 0.04
 
 
 @pytest.mark.parametrize("value", [0.0, -1.7, 0.1, 20.1, 1234.56])
 @pytest.mark.parametrize("samples", [1, 2, 3, 10, 24])
 def test_equal_rewards_say_nothing(value, samples):
-    advantages = per_prompt(torch.full((samples,), value), ["a"] * samples)
+    advantages = per_prompt(torch.full((samples,), value), ["a"] * samples, range(samples))
     assert advantages.dtype == torch.float32
     assert advantages.tolist() == [0.0] * samples
 
 
 def test_the_scale_of_a_reward_does_not_matter():
     rewards = torch.tensor([0.1, 0.5, 0.9])
-    small, large = (per_prompt(scale * rewards, ["a"] * 3) for scale in (1.0, 1000.0))
+    small, large = (per_prompt(scale * rewards, ["a"] * 3, range(3)) for scale in (1.0, 1000.0))
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-4)
 
 

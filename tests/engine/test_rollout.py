@@ -10,10 +10,10 @@ from dpok_cli.engine.rollout import Trajectories, Transitions, choose_steps, rol
 GENTLE = dict(beta_end=0.004)
 
 
-def draw(model, denoising, prompt, seeds, guidance_scale, batch_size):
+def draw(model, denoising, prompt, seeds, guidance_scale, batch_size, starts=None):
     embeds = model.encode(["a green rabbit", "two cats"], "blurred")
     prompt = torch.tensor(prompt)
-    parts = rollout(model, denoising, embeds, prompt, seeds, guidance_scale, batch_size)
+    parts = rollout(model, denoising, embeds, prompt, seeds, guidance_scale, batch_size, starts)
     return Trajectories.cat(list(parts)), embeds
 
 
@@ -31,6 +31,33 @@ def test_a_sample_does_not_depend_on_its_batch(model, guidance_scale):
     # and yet seeds and prompts matter
     assert (together.images[0] - together.images[3]).abs().max() > 1e-2
     assert (together.images[1] - together.images[3]).abs().max() > 1e-5
+
+
+def test_a_start_is_the_first_noise_and_no_other(model):
+    denoising = Denoising.of(model.scheduler, 4, 1.0)
+    prompt, seeds = [0, 0, 1, 0], [3, 1, 4, 7]
+    alone, _ = draw(model, denoising, prompt, seeds, 2.0, 4)
+    drawn, _ = draw(model, denoising, prompt, seeds, 2.0, 3, [3, 3, 3, 7])
+    for sample, start in enumerate([0, 0, 0, 3]):
+        assert torch.equal(drawn.latents[sample, 0], alone.latents[start, 0])
+    for sample in (0, 3):  # those that start from their own seed are as they were
+        torch.testing.assert_close(drawn.latents[sample], alone.latents[sample])
+    # From one x_T, the first step's noise is each seed's own.
+    mean = denoising.distribution(
+        model.predict(
+            alone.latents[:1, 0],
+            denoising.timesteps[:1],
+            model.encode(["a green rabbit"], "blurred"),
+            2.0,
+        ),
+        alone.latents[:1, 0],
+        torch.tensor([0]),
+    )[0]
+    for sample, seed in ((0, 3), (1, 1)):
+        generator = torch.Generator().manual_seed(seed)
+        _, noise = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
+        step = (drawn.latents[sample, 1] - mean[0]) / denoising.std[0]
+        torch.testing.assert_close(step, noise, rtol=1e-3, atol=1e-3)
 
 
 def test_shapes_and_ranges(model):

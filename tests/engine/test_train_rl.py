@@ -335,13 +335,15 @@ def test_the_raw_reward_as_advantage(model, make_config, green):
 
 
 def test_the_advantage_among_the_samples_of_a_prompt(model, make_config, green):
-    trainer = RLTrainer(make_config(advantage="prompt"), model, green, None)
+    trainer = RLTrainer(make_config(advantage="prompt", timestep_fraction=1.0), model, green, None)
     trainer.round(1)
-    # two samples of each of two prompts: one is better, one is worse
-    advantage, prompt = buffer(trainer).advantage, buffer(trainer).prompt
+    # two samples of each of two prompts, from one x_T: one is better, one is worse
+    seen = buffer(trainer)
     for row in (0, 1):
-        values = set(advantage[prompt == row].round(decimals=2).tolist())
+        values = set(seen.advantage[seen.prompt == row].round(decimals=2).tolist())
         assert values == {-1.0, 1.0}
+        first, second = seen.latents[(seen.prompt == row) & (seen.step == 0)]
+        assert torch.equal(first, second)
 
 
 def test_the_advantage_over_the_value(model, make_config):
@@ -392,21 +394,39 @@ def test_equal_rewards_move_nothing(model, make_config):
 
 
 def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
-    config = make_config(prompts=("a", "b", "c"), samples_per_round=8)
+    config = make_config(prompts=("a", "b", "c"), samples_per_round=8, group_size=1)
     trainer = RLTrainer(config, model, green, None)
     drawn = [trainer.draw(number) for number in range(1, 30)]
-    for prompt, seeds in drawn:
+    for prompt, seeds, starts in drawn:
+        assert starts == seeds
         counts = prompt.bincount(minlength=3).tolist()
         assert sorted(counts) == [2, 3, 3]
         assert all(0 <= seed < 2**63 for seed in seeds)
-    assert len({seed for _, seeds in drawn for seed in seeds}) == 29 * 8
+    assert len({seed for _, seeds, _ in drawn for seed in seeds}) == 29 * 8
     again = trainer.draw(7)
     assert torch.equal(again[0], drawn[6][0])
-    assert again[1] == drawn[6][1]
-    short = dict(prompts=("a", "b", "c"), samples_per_round=2)
+    assert again[1:] == drawn[6][1:]
+    short = dict(prompts=("a", "b", "c"), samples_per_round=2, group_size=1)
     few = RLTrainer(make_config(**short), model, green, None)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
+
+
+def test_groups_share_their_prompt_and_their_first_noise(model, make_config, green):
+    config = make_config(prompts=("a", "b", "c"), samples_per_round=10, group_size=4)
+    prompt, seeds, starts = RLTrainer(config, model, green, None).draw(1)
+    assert starts == [seeds[0]] * 4 + [seeds[4]] * 4 + [seeds[8]] * 2
+    assert len(set(seeds)) == 10
+    rows = prompt.tolist()
+    assert rows == [rows[0]] * 4 + [rows[4]] * 4 + [rows[8]] * 2
+    assert sorted({rows[0], rows[4], rows[8]}) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("advantage", ["reward", "value"])
+def test_there_are_groups_only_where_they_are_compared(model, make_config, green, advantage):
+    config = make_config(samples_per_round=4, group_size=4, advantage=advantage)
+    _, seeds, starts = RLTrainer(config, model, green, None).draw(1)
+    assert starts == seeds
 
 
 def test_other_random_steps_are_trained_on_in_every_round(model, make_config, green):
