@@ -72,10 +72,10 @@ def main(pipeline: str, output: str, changes: str) -> None:
     seeds: list[int] = []
     roll_out = trainer.roll_out
 
-    def drawn(prompt, all_seeds):
+    def drawn(prompt, all_seeds, starts):
         state = process_state("cpu")
         seeds.extend(all_seeds[state.process_index :: state.num_processes])
-        return roll_out(prompt, all_seeds)
+        return roll_out(prompt, all_seeds, starts)
 
     trainer.roll_out = drawn  # type: ignore[method-assign]
     metrics = [trainer.round(number) for number in range(1, config.rounds + 1)]
