@@ -24,7 +24,8 @@ def start(folder, model, *more):
     return subprocess.Popen(
         [sys.executable, "-m", "dpok_cli", "train-rl", *flags],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        # A buffered stderr, as most have it: a signal in the middle of a write must not break it.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,6 +1,7 @@
 """Stopping well: Ctrl-C and SIGTERM let a run reach a point where nothing is lost."""
 
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Self
@@ -12,7 +13,7 @@ class Stop:
     """Within ``with Stop() as stop``, a signal makes it true; a second one acts at once.
 
     The loops look at it between batches, write a checkpoint and end. ``tell`` is called with the
-    first signal, so that a person sees that it was heard.
+    first signal, in a thread, so that a person sees that it was heard.
     """
 
     def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
@@ -39,4 +40,5 @@ class Stop:
             self.__exit__()
             raise KeyboardInterrupt
         self.signal = number
-        self.tell()
+        # It may have come in the middle of a write, and a stream refuses one within another.
+        threading.Thread(target=self.tell).start()
