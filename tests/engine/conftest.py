@@ -196,6 +196,33 @@ def green() -> WeightedReward:
 
 
 @pytest.fixture
+def constant():
+    """Makes rewards that give every image the same number."""
+
+    class Constant(RewardModel):
+        name = "constant"
+
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def score_batch(self, images, prompts):
+            return torch.full((len(images),), self.value)
+
+    return lambda value: WeightedReward([(Constant(value), 1.0)])
+
+
+@pytest.fixture
+def weights():
+    """Reads all weights of an adapter into one vector: ``weights(model)``."""
+
+    def weights(model):
+        return torch.cat([parameter.detach().flatten() for parameter in model.adapter_parameters()])
+
+    return weights
+
+
+@pytest.fixture
 def shake():
     """Moves an adapter away from zero, so that it matters."""
 
