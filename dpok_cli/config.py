@@ -151,7 +151,7 @@ class TrainRLConfig(TrainingConfig):
     """`dpok train-rl`: DPOK (Fan et al., NeurIPS 2023, arXiv 2305.16381)."""
 
     # Rollouts: a round draws `samples_per_round` images (the paper's m) and updates on them.
-    rounds: int = 40
+    rounds: int = 60
     samples_per_round: int = 24
     #: Samples of a prompt that start from the same x_T, for the advantage "prompt" to tell what x_T
     #: brought from what the actions did; 1 compares all of a prompt, each from an x_T of its own.
@@ -174,8 +174,7 @@ class TrainRLConfig(TrainingConfig):
     #: Advantages are clipped to [-advantage_clip, advantage_clip]; 0 leaves them alone.
     advantage_clip: float = 5.0
 
-    # Of TrainingConfig: fast at first; at a constant rate pictures drift once nearly all are right,
-    # since advantages are normalised however little the rewards differ.
+    # Of TrainingConfig: fast at first, and to a rest at the end.
     batch_size: int = 60
     learning_rate: float = 3e-3
     lr_schedule: Schedule = "cosine"

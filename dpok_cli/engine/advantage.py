@@ -7,21 +7,36 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 
-def per_prompt(rewards: Tensor, prompts: Sequence[str], starts: Sequence[int]) -> Tensor:
-    """Return how far each reward is above the expected one, with a mean square of 1 over a prompt.
+class PromptAdvantages:
+    """How far rewards are above what was expected, in units of their prompt's spread so far.
 
-    ``rewards`` is (B,), one a sample of ``prompts`` that began with the x_T of seed ``starts``; so
-    is the result, float32. A prompt with a single sample is compared with all samples instead;
-    where all rewards are equal the advantage is 0.
+    The spread is the root mean square of r - b(x_T) over all rounds of a prompt. That of the round
+    alone would shrink with the differences, and what little still tells apart pictures that are all
+    right would be learned at full strength.
     """
-    advantages = torch.empty_like(rewards)
-    start = torch.tensor(starts, device=rewards.device)
-    for prompt in dict.fromkeys(prompts):
-        own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
-        compared = own if own.sum() > 1 else torch.ones_like(own)
-        gap = above_expected(rewards[compared], start[compared])
-        advantages[own] = (gap / (gap.square().mean().sqrt() + 1e-6))[own[compared]]
-    return advantages
+
+    def __init__(self) -> None:
+        #: By prompt: the sum of (r - b)^2 so far, and of how many samples.
+        self.squares: dict[str, list[float]] = {}
+
+    def of_round(self, rewards: Tensor, prompts: Sequence[str], starts: Sequence[int]) -> Tensor:
+        """Return the advantages of a round's samples, and count their gaps among those so far.
+
+        ``rewards`` is (B,), one a sample of ``prompts`` that began with the x_T of seed ``starts``;
+        so is the result, float32. A prompt with a single sample is compared with all samples
+        instead; where all rewards are equal the advantage is 0.
+        """
+        advantages = torch.empty_like(rewards)
+        start = torch.tensor(starts, device=rewards.device)
+        for prompt in dict.fromkeys(prompts):
+            own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
+            compared = own if own.sum() > 1 else torch.ones_like(own)
+            gap = above_expected(rewards[compared], start[compared])
+            squares, count = self.squares.get(prompt, (0.0, 0))
+            squares, count = squares + gap.square().sum().item(), count + len(gap)
+            self.squares[prompt] = [squares, count]
+            advantages[own] = gap[own[compared]] / ((squares / count) ** 0.5 + 1e-6)
+        return advantages
 
 
 def above_expected(rewards: Tensor, starts: Tensor) -> Tensor:

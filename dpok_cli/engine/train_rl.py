@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dpok_cli.config import TrainRLConfig
 from dpok_cli.engine import checkpoint
-from dpok_cli.engine.advantage import ValueFunction, per_prompt
+from dpok_cli.engine.advantage import PromptAdvantages, ValueFunction
 from dpok_cli.engine.model import DiffusionModel
 from dpok_cli.engine.objective import Loss, dpok_loss
 from dpok_cli.engine.policy import Denoising, epsilon_kl, gaussian_kl, log_prob
@@ -103,6 +103,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
             self.value_optimizer = torch.optim.AdamW(
                 self.value.parameters(), lr=config.value_learning_rate
             )
+        self.prompt_advantages = PromptAdvantages()
         self.buffer: Transitions | None = None
         self.fresh = 0  # the buffer's first rows, which this round's policy drew
 
@@ -132,7 +133,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
         rewards = scores.total.to(self.model.device)
         advantages = rewards
         if config.advantage == "prompt":
-            advantages = per_prompt(rewards, texts, starts)
+            advantages = self.prompt_advantages.of_round(rewards, texts, starts)
         steps = choose_steps(
             len(seeds),
             self.denoising.stochastic,
@@ -340,7 +341,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
         super().close()
 
     def state(self) -> checkpoint.Tree:
-        more: checkpoint.Tree = {"fresh": self.fresh}
+        more: checkpoint.Tree = {"fresh": self.fresh, "squares": self.prompt_advantages.squares}
         if self.config.buffer_size and self.buffer is not None:
             more["buffer"] = vars(self.buffer)
         if self.value is not None:
@@ -352,6 +353,7 @@ class RLTrainer(Trainer[TrainRLConfig]):
         super().load_state(state)
         device = self.model.device
         self.fresh = state["fresh"]
+        self.prompt_advantages.squares = state["squares"]
         if "buffer" in state:
             self.buffer = Transitions(**{k: rows.to(device) for k, rows in state["buffer"].items()})
         if self.value is not None:

@@ -162,7 +162,7 @@ def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
             "tiny",
             {},
             "A round: 24 images x 20 steps; 240 of 480 transitions, in 4 updates of 60."
-            " Rounds: 40, with 960 images and 160 updates in all.",
+            " Rounds: 60, with 1440 images and 240 updates in all.",
         ),
         (
             "sd15",

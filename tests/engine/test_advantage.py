@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from dpok_cli.engine.advantage import ValueFunction, above_expected, per_prompt
+from dpok_cli.engine.advantage import PromptAdvantages, ValueFunction, above_expected
+
+
+def per_prompt(rewards, prompts, starts):
+    """Advantages of a first round."""
+    return PromptAdvantages().of_round(rewards, prompts, starts)
 
 
 def test_each_prompt_is_measured_against_itself():
@@ -71,6 +76,24 @@ def test_equal_rewards_say_nothing(value, samples):
     advantages = per_prompt(torch.full((samples,), value), ["a"] * samples, range(samples))
     assert advantages.dtype == torch.float32
     assert advantages.tolist() == [0.0] * samples
+
+
+def test_the_unit_is_the_spread_of_all_rounds_so_far():
+    advantages = PromptAdvantages()
+    first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))
+    assert first.tolist() == pytest.approx([-1, 1], abs=1e-5)  # gaps of 3
+    # gaps of 1: sum of squares 9 + 9 + 1 + 1 of 4 samples, so a unit of 5^0.5
+    later = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    assert later.tolist() == pytest.approx([-(5**-0.5), 5**-0.5], abs=1e-5)
+    # another prompt has a unit of its own
+    other = advantages.of_round(torch.tensor([4.0, 6.0]), ["b", "b"], range(2))
+    assert other.tolist() == pytest.approx([-1, 1], abs=1e-5)
+    # six rounds of nothing to tell apart lower the unit by no more than their share
+    for _ in range(6):
+        equal = advantages.of_round(torch.tensor([5.0, 5.0]), ["a", "a"], range(2))
+        assert equal.tolist() == [0, 0]
+    last = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    assert last.tolist() == pytest.approx([-((22 / 18) ** -0.5), (22 / 18) ** -0.5], abs=1e-5)
 
 
 def test_the_scale_of_a_reward_does_not_matter():
