@@ -24,7 +24,8 @@ class PromptAdvantages:
 
         ``rewards`` is (B,), one a sample of ``prompts`` that began with the x_T of seed ``starts``;
         so is the result, float32. A prompt with a single sample is compared with all samples
-        instead; where all rewards are equal the advantage is 0.
+        instead, whose gaps are then counted as its own; where all rewards are equal the advantage
+        is 0.
         """
         advantages = torch.empty_like(rewards)
         start = torch.tensor(starts, device=rewards.device)

@@ -85,7 +85,7 @@ def denoise(
         return torch.stack(drawn).to(device)
 
     own, device = generators(seeds), conditioning.prompts.device
-    latents = noise(own)
+    latents = noise(own)  # drawn with starts, too, so that the steps' noise is the seed's own
     if starts is not None:
         latents = noise(generators(starts))
     ones = torch.ones(len(latents), 1, 1, 1, device=device)

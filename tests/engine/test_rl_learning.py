@@ -19,8 +19,8 @@ LEARNING = dict(
 )
 
 
-def train(config, model, reward, run=None):
-    return list(train_rl(config, model, reward, run))
+def train(config, model, reward):
+    return list(train_rl(config, model, reward))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from dpok_cli.rewards.combined import WeightedReward
 GENTLE = dict(beta_end=0.004)
 
 
-def train(config, model, reward, run=None):
-    return list(train_rl(config, model, reward, run))
+def train(config, model, reward):
+    return list(train_rl(config, model, reward))
 
 
 def buffer(trainer):
