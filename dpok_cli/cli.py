@@ -11,7 +11,7 @@ import typer
 
 from dpok_cli import __version__
 from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl, train_sft
-from dpok_cli.console import out, say
+from dpok_cli.display.console import out, say
 from dpok_cli.errors import DpokError
 
 app = typer.Typer(

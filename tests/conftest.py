@@ -115,8 +115,8 @@ def plant(tmp_path):
     from PIL import Image
 
     from dpok_cli.config import EvaluateConfig
-    from dpok_cli.engine.evaluation import BASE, Contender, Evaluation, Prompt
-    from dpok_cli.engine.evaluation_folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.plan import BASE, Contender, Evaluation, Prompt
 
     a_prompt = Prompt("a red cat", "seen", "colour")
 

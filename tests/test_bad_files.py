@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpok_cli import cli
-from dpok_cli.engine.checkpoint import MANIFEST, STATE
+from dpok_cli.engine.training.checkpoint import MANIFEST, STATE
 
 Damage = Callable[[Path], object]
 

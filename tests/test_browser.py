@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from dpok_cli.engine.evaluation import Prompt
-from dpok_cli.engine.evaluation_plots import plot_evaluation
-from dpok_cli.engine.human import write_human_page
-from dpok_cli.engine.report import render_report
-from dpok_cli.engine.results import summarise
+from dpok_cli.engine.evaluation.plan import Prompt
+from dpok_cli.engine.evaluation.report.html import render_report
+from dpok_cli.engine.evaluation.report.human import write_human_page
+from dpok_cli.engine.evaluation.report.plots import plot_evaluation
+from dpok_cli.engine.evaluation.results import summarise
 from dpok_cli.rewards.manager import build
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -37,8 +37,8 @@ COMMON = (
     " --lora-rank=2 --learning-rate=0.01 --evaluation-samples=2 --device=cpu --tracker= --quiet"
 )
 IMPORTED = (
-    "pytest dpok_cli.cli dpok_cli.engine.train_rl dpok_cli.engine.train_sft dpok_cli.engine.compare"
-    " dpok_cli.engine.plots dpok_cli.rewards.manager"
+    "pytest dpok_cli.cli dpok_cli.engine.rl.loop dpok_cli.engine.sft.loop"
+    " dpok_cli.engine.evaluation.compare dpok_cli.engine.runs.plots dpok_cli.rewards.manager"
 ).split()
 
 

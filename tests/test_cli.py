@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dpok_cli import cli, config, errors, options
+from dpok_cli import cli, config, errors
 from dpok_cli.commands import _training
+from dpok_cli.config import flags as options
 
 ROOT = Path(__file__).parent.parent
 

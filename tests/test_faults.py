@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dpok_cli.engine import checkpoint
+from dpok_cli.engine.training import checkpoint
 
 FLAGS = (
     "--prompt=a cat --reward=jpeg-compressibility --num-inference-steps=3 --samples-per-round=4"

@@ -29,9 +29,9 @@ cli.run(sys.argv[2:])
 """
 
 #: Half way through an image of the second batch, before its lines are written, and in training.
-IMAGE = "dpok_cli.engine.imagestore::_save_image:6"
-LINES = "dpok_cli.engine.imagestore::_lines:3"
-UPDATE = "dpok_cli.engine.train_sft:SFTTrainer:step:5"
+IMAGE = "dpok_cli.engine.sft.dataset.store::_save_image:6"
+LINES = "dpok_cli.engine.sft.dataset.store::_lines:3"
+UPDATE = "dpok_cli.engine.sft.loop:SFTTrainer:step:5"
 
 
 @pytest.fixture

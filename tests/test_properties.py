@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dpok_cli.config import PRESETS, TrainRLConfig, resolve, to_toml
+from dpok_cli.config.flags import parse_seeds
 from dpok_cli.errors import InputError
-from dpok_cli.options import parse_seeds
-from dpok_cli.prompts import read_prompts
+from dpok_cli.prompts.files import read_prompts
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
 

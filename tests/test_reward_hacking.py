@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.rewards import manager
 from dpok_cli.rewards.base import RewardModel
 

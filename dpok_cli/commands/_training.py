@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from dpok_cli import console, options
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import TINY, TrainingConfig, to_toml
+from dpok_cli.config import flags as options
+from dpok_cli.display import console
+from dpok_cli.display.training import TrainingView
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
-from dpok_cli.views import TrainingView
 
 if TYPE_CHECKING:
-    from dpok_cli.engine.model import DiffusionModel
-    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.bases.model import DiffusionModel
+    from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
 BUNDLED = "Using the bundled tiny model; --preset sd15 is the paper's run on Stable Diffusion v1.5."
@@ -80,7 +81,7 @@ def command(
 
 def _open(run: str, runs_dir: str, command: str) -> "RunFolder":
     """Open a run to go on with; raises InputError if another command started it."""
-    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.runs.folder import RunFolder
 
     folder = RunFolder.open(run, runs_dir)
     counts = {"rounds": "train-rl", "steps": "train-sft"}
@@ -103,8 +104,8 @@ def train(
 
     ``hint`` is said first, once it is clear that the run can begin.
     """
-    from dpok_cli.engine.run import RunFolder
-    from dpok_cli.engine.source import check_adapter, check_source
+    from dpok_cli.engine.bases.source import check_adapter, check_source
+    from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.rewards.manager import build, registry
 
     # What can be refused without torch is refused before it is imported.
@@ -117,8 +118,8 @@ def train(
         check_adapter(Path(settings.init_adapter), "--init-adapter")
 
     keep_freed_memory()
-    from dpok_cli.engine.model import load
-    from dpok_cli.engine.processes import count, create_run, is_main
+    from dpok_cli.engine.bases.model import load
+    from dpok_cli.engine.distributed import count, create_run, is_main
 
     quiet = quiet or not is_main(settings.device)
     if not quiet:
@@ -155,10 +156,10 @@ def _run(
     quiet: bool,
 ) -> None:
     """Train in the run folder, then compare with what was before, and say it."""
-    from dpok_cli.engine.compare import compare
-    from dpok_cli.engine.plots import plot_metrics
-    from dpok_cli.engine.processes import is_main
-    from dpok_cli.engine.stop import Stop
+    from dpok_cli.engine.distributed import is_main
+    from dpok_cli.engine.evaluation.compare import compare
+    from dpok_cli.engine.runs.plots import plot_metrics
+    from dpok_cli.engine.training.stop import Stop
 
     main = is_main(settings.device)
 

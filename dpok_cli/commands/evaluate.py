@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpok_cli import console, options, tables
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import TINY, EvaluateConfig, to_toml
+from dpok_cli.config import flags as options
+from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
-from dpok_cli.prompts import read_categories, read_prompts
+from dpok_cli.prompts.files import read_categories, read_prompts
 
 if TYPE_CHECKING:
-    from dpok_cli.engine.evaluation import Evaluation
-    from dpok_cli.engine.evaluation_folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.plan import Evaluation
 
 Runs = Annotated[
     list[str] | None,
@@ -112,7 +113,7 @@ def evaluate(
     """
     if files and not votes:
         raise InputError(f"{files[0]} is an extra argument: name runs with --run.")
-    from dpok_cli.engine import evaluation as plan
+    from dpok_cli.engine.evaluation import plan
 
     runs, adapters = run or [], adapter or []
     if votes:
@@ -146,11 +147,11 @@ def _plan(
     prompts_file: Path | None,
 ) -> tuple["Evaluation", list[str]]:
     """Settle models, prompts and rewards; returns remarks on what was left out."""
-    from dpok_cli.engine import evaluation as plan
-    from dpok_cli.engine.source import check_source
+    from dpok_cli.engine.bases.source import check_source
+    from dpok_cli.engine.evaluation import plan
+    from dpok_cli.prompts.unseen import unseen_prompts
     from dpok_cli.rewards.held_out import bare, rewards_for
     from dpok_cli.rewards.manager import build
-    from dpok_cli.unseen import unseen_prompts
 
     if not settings.prompts:
         raise InputError(
@@ -190,16 +191,16 @@ def _evaluate(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    from dpok_cli.engine.evaluation_folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.folder import EvaluationFolder
 
     path = output or EvaluationFolder.default(evaluation)
     begun = EvaluationFolder.check(path, evaluation).settings.is_file()
     keep_freed_memory()
     from dpok_cli.engine.device import device_of, process_state
-    from dpok_cli.engine.evaluate import check_models
-    from dpok_cli.engine.evaluate import evaluate as records
-    from dpok_cli.engine.processes import in_first, part_ways
-    from dpok_cli.engine.results import summarise
+    from dpok_cli.engine.distributed import in_first, part_ways
+    from dpok_cli.engine.evaluation.draw import check_models
+    from dpok_cli.engine.evaluation.draw import evaluate as records
+    from dpok_cli.engine.evaluation.results import summarise
     from dpok_cli.rewards.embedding import image_embedding
     from dpok_cli.rewards.manager import build, registry
 
@@ -246,11 +247,11 @@ def _evaluate(
 def _write(
     results: dict[str, Any], evaluation: "Evaluation", folder: "EvaluationFolder", human: bool
 ) -> None:
-    from dpok_cli.engine.evaluation_plots import plot_evaluation
-    from dpok_cli.engine.human import write_human_page
-    from dpok_cli.engine.report import render_report
-    from dpok_cli.engine.results import to_csv
-    from dpok_cli.engine.run import write_atomically
+    from dpok_cli.engine.evaluation.report.html import render_report
+    from dpok_cli.engine.evaluation.report.human import write_human_page
+    from dpok_cli.engine.evaluation.report.plots import plot_evaluation
+    from dpok_cli.engine.evaluation.results import to_csv
+    from dpok_cli.engine.runs.folder import write_atomically
 
     write_atomically(folder.results, json.dumps(results, indent=2) + "\n")
     write_atomically(folder.table, to_csv(results))
@@ -261,7 +262,7 @@ def _write(
 
 
 def _count(files: list[Path], where: list[Path], as_json: bool) -> None:
-    from dpok_cli.engine.human import read_votes, tally
+    from dpok_cli.engine.evaluation.report.human import read_votes, tally
 
     result = tally(*read_votes(files, where))
     if as_json:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from dpok_cli import console
+from dpok_cli.display import console
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpok_cli import __version__, console, options
+from dpok_cli import __version__
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
+from dpok_cli.config import flags as options
+from dpok_cli.display import console
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from dpok_cli.engine.model import DiffusionModel
+    from dpok_cli.engine.bases.model import DiffusionModel
 
 Run = Annotated[
     str | None,
@@ -85,7 +87,7 @@ def sample(
         raise InputError("--before needs an adapter to compare with: give --run or --adapter.")
     of_run: dict[str, Any] = {}
     if run:
-        from dpok_cli.engine.run import RunFolder
+        from dpok_cli.engine.runs.folder import RunFolder
 
         folder = RunFolder.open(run, runs_dir)
         adapter = folder.adapter
@@ -118,14 +120,14 @@ def _draw(
     output: Path,
     quiet: bool,
 ) -> None:
-    from dpok_cli.engine.source import check_adapter, check_source
+    from dpok_cli.engine.bases.source import check_adapter, check_source
 
     if adapter:
         check_adapter(adapter)
     check_source(settings.model)
     keep_freed_memory()
-    from dpok_cli.engine.model import load
-    from dpok_cli.engine.plots import side_by_side
+    from dpok_cli.engine.bases.model import load
+    from dpok_cli.engine.runs.plots import side_by_side
 
     model = load(settings, adapter)
     listed: list[dict[str, Any]] = []
@@ -158,7 +160,7 @@ def _draw_grid(
     quiet: bool,
 ) -> "Image":
     """Draw every prompt and seed into ``output/subfolder`` and return the grid of all."""
-    from dpok_cli.engine.sample import grid, sample, to_pil
+    from dpok_cli.engine.sampling.sampler import grid, sample, to_pil
 
     (output / subfolder).mkdir(parents=True, exist_ok=True)
     samples = sample(model, settings.prompts, seeds, settings)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dpok_cli import console
+from dpok_cli.display import console
 from dpok_cli.errors import InputError
 
 

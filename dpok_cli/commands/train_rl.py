@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from dpok_cli import options
 from dpok_cli.commands import _training
 from dpok_cli.config import TrainRLConfig
-from dpok_cli.views import Record, RLView
+from dpok_cli.config import flags as options
+from dpok_cli.display.training import Record, RLView
 
 if TYPE_CHECKING:
-    from dpok_cli.engine.model import DiffusionModel
-    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.bases.model import DiffusionModel
+    from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
 
@@ -45,7 +45,7 @@ def _records(
     stop: Callable[[], bool],
     view: RLView,
 ) -> Iterator[Record]:
-    from dpok_cli.engine.train_rl import train_rl as rounds
+    from dpok_cli.engine.rl.loop import train_rl as rounds
 
     return rounds(settings, model, reward, run, stop, view.warn)
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpok_cli import options
 from dpok_cli.commands import _training
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.views import Record, SFTView
+from dpok_cli.config import flags as options
+from dpok_cli.display.training import Record, SFTView
 
 if TYPE_CHECKING:
-    from dpok_cli.engine.model import DiffusionModel
-    from dpok_cli.engine.run import RunFolder
+    from dpok_cli.engine.bases.model import DiffusionModel
+    from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.rewards.combined import WeightedReward
 
 
@@ -47,7 +47,7 @@ def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
     """
     if not settings.dataset:
         return settings
-    from dpok_cli.engine.imagefolder import check_dataset, is_own, own_entries
+    from dpok_cli.engine.sft.dataset.imagefolder import check_dataset, is_own, own_entries
 
     folder = Path(settings.dataset).expanduser().resolve()
     check_dataset(folder)
@@ -76,7 +76,7 @@ def _records(
     stop: Callable[[], bool],
     view: SFTView,
 ) -> Iterator[Record]:
-    from dpok_cli.engine.train_sft import train_sft as steps
+    from dpok_cli.engine.sft.loop import train_sft as steps
 
     return steps(settings, model, reward, run, stop, view.drawn, view.warn)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from dpok_cli.config import SampleConfig, resolve
-from dpok_cli.engine.model import load
-from dpok_cli.engine.sample import grid, sample
+from dpok_cli.engine.bases.model import load
+from dpok_cli.engine.sampling.sampler import grid, sample
 from dpok_cli.rewards.manager import build
 from dpok_cli.tiny.words import (
     ANIMALS,

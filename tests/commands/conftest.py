@@ -126,21 +126,21 @@ def engine(monkeypatch):
         return Image.new("RGB", (8 * columns, 8 * (len(images) // columns)), "green")
 
     modules = {
-        "run": {"RunFolder": RunFolder},
-        "processes": {
+        "runs.folder": {"RunFolder": RunFolder},
+        "distributed": {
             "create_run": RunFolder.create,
             "is_main": lambda device: True,
             "count": lambda: 1,
         },
-        "source": {
+        "bases.source": {
             "check_source": lambda model: calls.append(("check", model)),
             "check_adapter": lambda adapter, flag="": calls.append(("check", adapter)),
         },
-        "model": {"load": load},
-        "train_rl": {"train_rl": train_rl},
-        "train_sft": {"train_sft": train_sft},
-        "compare": {"compare": compare},
-        "sample": {"sample": sample, "to_pil": to_pil, "grid": grid},
+        "bases.model": {"load": load},
+        "rl.loop": {"train_rl": train_rl},
+        "sft.loop": {"train_sft": train_sft},
+        "evaluation.compare": {"compare": compare},
+        "sampling.sampler": {"sample": sample, "to_pil": to_pil, "grid": grid},
     }
     for name, contents in modules.items():
         module = ModuleType(f"dpok_cli.engine.{name}")

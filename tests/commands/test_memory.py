@@ -49,7 +49,7 @@ def test_of_loading_the_model_there_is_no_run_yet(engine, dpok, monkeypatch, tmp
     def load(*_):
         raise GPU
 
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.model"], "load", load)
+    monkeypatch.setattr(sys.modules["dpok_cli.engine.bases.model"], "load", load)
     code, out, err = dpok("train-rl", *PROMPT, "--quiet", "--precision", "bf16")
     assert (code, out) == (1, "")
     assert err == (
@@ -64,7 +64,7 @@ def test_of_drawing(engine, dpok, monkeypatch):
     def sample(*_):
         raise GPU
 
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.sample"], "sample", sample)
+    monkeypatch.setattr(sys.modules["dpok_cli.engine.sampling.sampler"], "sample", sample)
     assert dpok("sample").err == (
         "Error: Out of memory (CUDA out of memory). Give --sample-batch-size 8, or --precision"
         " bf16, or a smaller --height and --width.\n"

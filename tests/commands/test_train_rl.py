@@ -133,7 +133,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(engine, dpok, tmp_p
     def load(*_):
         raise InputError("No such model.")
 
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.model"], "load", load)
+    monkeypatch.setattr(sys.modules["dpok_cli.engine.bases.model"], "load", load)
     result = dpok("train-rl", *PROMPT)
     assert (result.code, result.out) == (2, "")
     assert list(tmp_path.iterdir()) == []

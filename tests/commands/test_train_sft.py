@@ -89,7 +89,7 @@ def test_gone_on_with(trained, dpok, monkeypatch, tmp_path):
     run = tmp_path / "runs" / "old"
     run.mkdir(parents=True)
     (run / "config.toml").write_text("prompts = ['a lion']\nsteps = 10\ngamma = 2.0\n")
-    folder = sys.modules["dpok_cli.engine.run"].RunFolder
+    folder = sys.modules["dpok_cli.engine.runs.folder"].RunFolder
     monkeypatch.setattr(folder, "config", run / "config.toml", raising=False)
     monkeypatch.setattr(folder, "read_config", lambda self: {"steps": 10})
     assert dpok("train-sft", "--resume", "old", "--steps", "20").code == 0
@@ -163,7 +163,7 @@ def test_an_adapter_that_does_not_fit_leaves_nothing_behind(engine, dpok, monkey
     def adapt(*_):
         raise InputError("Rank.")
 
-    load = sys.modules["dpok_cli.engine.model"].load
+    load = sys.modules["dpok_cli.engine.bases.model"].load
     monkeypatch.setattr(type(load(None)), "adapt", adapt)
     assert dpok("train-sft", *PROMPT, "--init-adapter", "x").code == 2
     assert list(tmp_path.iterdir()) == []

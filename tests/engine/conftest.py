@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dpok_cli.config import TrainRLConfig, TrainSFTConfig
-from dpok_cli.engine.model import DiffusionModel
+from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 

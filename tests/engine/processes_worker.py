@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from dpok_cli.config import TrainRLConfig
+from dpok_cli.engine.bases.model import load
 from dpok_cli.engine.device import process_state
-from dpok_cli.engine.model import load
-from dpok_cli.engine.stop import Stop
-from dpok_cli.engine.train_rl import RLTrainer
+from dpok_cli.engine.rl.loop import RLTrainer
+from dpok_cli.engine.training.stop import Stop
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from dpok_cli.engine.sample import to_pil
+from dpok_cli.engine.sampling.sampler import to_pil
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards import weights
 from dpok_cli.rewards.manager import build

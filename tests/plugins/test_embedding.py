@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from dpok_cli.engine.sample import to_pil
+from dpok_cli.engine.sampling.sampler import to_pil
 from dpok_cli.rewards.embedding import image_embedding
 from dpok_cli.rewards.manager import build
 from dpok_plugins import clip as plugin

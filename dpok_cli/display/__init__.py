@@ -1,0 +1,7 @@
+"""What a person sees.
+
+In: records and results.
+Out: lines, live views and tables on a terminal.
+
+Nothing here imports torch.
+"""

@@ -1,0 +1,5 @@
+"""Evaluation.
+
+In: models, prompts, seeds and rewards.
+Out: scores of every image, and results.
+"""

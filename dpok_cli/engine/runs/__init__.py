@@ -1,0 +1,5 @@
+"""Run folders.
+
+In: a config and metrics.
+Out: the files of a run, each whole or not there.
+"""

@@ -1,0 +1,184 @@
+"""An image set on disk: what was drawn is kept, whatever instant a run is cut off at.
+
+    settings.json                       what made it; another model's or sampler's is refused
+    metadata.jsonl                      one line an image, in Hugging Face's layout: file_name,
+                                        text (the prompt), seed, latents, rewards (raw, by name)
+    images/000000.png ...
+    latents/000000-000015.safetensors   "latents": float32 (16, C, H, W), the x_0 of these images
+
+A batch's images and latents are written first and its lines last, so a batch whose lines are not
+all there never happened.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dpok_cli.engine.runs.folder import write_atomically
+from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
+from dpok_cli.errors import InputError
+
+#: What a set may differ in from what a run asks: its name for the model, and the seed, which is
+#: the set's own.
+MAY_DIFFER = {"model", "seed"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image on its way to the disk."""
+
+    entry: Entry  # what metadata.jsonl says of it, less what the store adds
+    pixels: Tensor  # (3, H, W), uint8, on the CPU
+    latents: Tensor  # (C, h, w), float32, on the CPU
+
+
+class ImageStore:
+    """A folder of images with their latents. ``entries`` are the lines of its metadata.jsonl."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.entries: list[Entry] = []
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs from writing to the folder; raises InputError if one does."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot make the folder {self.folder}: {error.strerror}.") from error
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:  # not on this system: then nobody is kept out
+                pass
+            except OSError as error:
+                raise InputError(
+                    f"Another run is filling {self.folder}: wait for it, or give another --dataset."
+                ) from error
+            yield
+
+    def settings(self) -> dict[str, Any]:
+        """Return what made the set; {} if nothing has yet."""
+        return read_settings(self.folder) if (self.folder / SETTINGS).exists() else {}
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Make the set, or mend one that was cut off; raises InputError if another made it."""
+        if made := self.settings():
+            check_same(self.folder, made, settings)
+        else:
+            write_atomically(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        for name in ("images", "latents"):
+            (self.folder / name).mkdir(exist_ok=True)
+        self.read()
+        file = self.folder / METADATA
+        if file.exists() and file.read_text("utf-8", errors="replace") != _lines(self.entries):
+            self.write()
+
+    def read(self) -> None:
+        """Read the lines of all whole batches."""
+        file = self.folder / METADATA
+        text = file.read_text("utf-8", errors="replace") if file.exists() else ""
+        lines = text.split("\n")[:-1]  # the last one is empty, or was cut off
+        entries = [parse(line) for line in lines]
+        if None in entries:
+            raise InputError(f"{file}, line {entries.index(None) + 1}, is damaged.")
+        self.entries = [entry for entry in entries if entry is not None]
+        if self.entries:
+            first, last = map(int, Path(self.entries[-1]["latents"]).stem.split("-"))
+            if len(self.entries) != last + 1:
+                del self.entries[first:]
+
+    def append(self, pictures: Sequence[Picture], write: bool = True) -> None:
+        """Add a batch; only one of many processes is to ``write`` it."""
+        first = len(self.entries)
+        latents = f"latents/{first:06d}-{first + len(pictures) - 1:06d}.safetensors"
+        fresh = []
+        for number, picture in enumerate(pictures, first):
+            own = {"file_name": f"images/{number:06d}.png", "latents": latents}
+            fresh.append(own | picture.entry)
+        if write:
+            for entry, picture in zip(fresh, pictures, strict=True):
+                _save_image(picture.pixels, self.folder / entry["file_name"])
+            save_file(
+                {"latents": torch.stack([picture.latents for picture in pictures])},
+                self.folder / f"{latents}.tmp",
+            )
+            (self.folder / f"{latents}.tmp").replace(self.folder / latents)
+            with (self.folder / METADATA).open("a", encoding="utf-8") as file:
+                file.write(_lines(fresh))
+        self.entries += fresh
+
+    def write(self) -> None:
+        """Write metadata.jsonl anew, since what it says of images has changed."""
+        write_atomically(self.folder / METADATA, _lines(self.entries))
+
+    def pixels(self, rows: Sequence[int]) -> Tensor:
+        """Return the images of these rows, uint8 (B, 3, H, W)."""
+        return torch.stack([self._image(self.folder / self.entries[r]["file_name"]) for r in rows])
+
+    def latents(self, count: int) -> Tensor:
+        """Return x_0 of the first ``count`` images, float32 (count, C, H, W)."""
+        files = dict.fromkeys(entry["latents"] for entry in self.entries[:count])
+        parts = []
+        for name in files:
+            first, last = map(int, Path(name).stem.split("-"))
+            try:
+                part = load_file(self.folder / name)["latents"]
+                assert len(part) == last - first + 1
+            except Exception as error:  # safetensors has an error of its own
+                raise InputError(
+                    f"{self.folder / name} is missing or damaged; remove {self.folder} to draw its"
+                    " images again."
+                ) from error
+            parts.append(part)
+        return torch.cat(parts)[:count]
+
+    @staticmethod
+    def _image(file: Path) -> Tensor:
+        try:
+            with Image.open(file, formats=["PNG"]) as image:
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read: {error}.") from error
+
+
+def check_same(folder: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise InputError that names the first difference of what made a set to what is asked."""
+    for key in [*asked, *(key for key in made if key not in asked)]:
+        if key in MAY_DIFFER or made.get(key) == asked.get(key):
+            continue
+        if key == "weights":
+            what = f"the model {made.get('model')!r}"
+            other = made.get("model") != asked.get("model")
+            wanted = f"{asked.get('model')!r}" if other else "which has other weights now"
+        else:
+            what, wanted = (
+                f"{key} = {shorten(repr(settings.get(key)), 100, placeholder='...')}"
+                for settings in (made, asked)
+            )
+        raise InputError(
+            f"The image set {folder} was made with {what}, not {wanted}. Give --dataset another"
+            " folder, or the settings that it was made with."
+        )
+
+
+def _lines(entries: Sequence[Entry]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+def _save_image(pixels: Tensor, file: Path) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
+    temporary.replace(file)

@@ -1,0 +1,5 @@
+"""What both trainings hold.
+
+In: losses.
+Out: optimizer steps, checkpoints, metrics and an adapter.
+"""

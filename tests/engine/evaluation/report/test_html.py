@@ -1,0 +1,124 @@
+"""The page and the plots of an evaluation."""
+
+import re
+
+import pytest
+from PIL import Image
+
+from dpok_cli.engine.evaluation.plan import Prompt
+from dpok_cli.engine.evaluation.report.html import MAX_PAIRS, number, picture, render_report
+from dpok_cli.engine.evaluation.report.plots import plot_evaluation
+from dpok_cli.engine.evaluation.results import summarise
+from dpok_cli.rewards.manager import build
+
+PROMPTS = (
+    Prompt("a <b>red</b> cat", "seen", "colour"),
+    Prompt("a red dog", "unseen", "colour", "a red cat"),
+)
+
+
+def score(model, row, seed):
+    """Seed 0 falls by 1, and each further seed changes by three more."""
+    return {
+        "image-reward": float(3 * seed - 1) * (model == "tuned"),
+        "judge": 1.0 - (model == "tuned"),
+    }
+
+
+def page_of(planted):
+    evaluation, folder = planted
+    results = summarise(
+        evaluation, build(evaluation.rewards), folder, remarks=["The judge is new."]
+    )
+    plots = plot_evaluation(results, folder.plots)
+    return results, plots, render_report(results, evaluation, folder, plots)
+
+
+def text_of(page):
+    return " ".join(re.sub(r"<[^>]*>", " ", page[page.index("<body>") :]).split())
+
+
+def test_the_page_shows_scores_warnings_pairs_and_settings(plant):
+    results, plots, page = page_of(plant(score, prompts=PROMPTS, samples=8))
+    text = text_of(page)
+    assert "Evaluation of tuned" in text
+    assert results["warnings"]
+    for warning in results["warnings"]:
+        assert warning["text"] in text
+    assert "The judge is new." in text
+    assert "image-reward base 0.000 0.000 to 0.000 tuned * 9.500" in text
+    assert page.count("data:image/png") == len(plots) + 2 * 2 * 8
+    assert "a &lt;b&gt;red&lt;/b&gt; cat" in page
+    assert "<b>red</b>" not in page
+    assert "num_inference_steps = 20" in text
+    assert f"dpok {results['versions']['dpok']}" in text
+    assert "seeds: 2000000000 to 2000000007" in text
+    # from the greatest rise to the greatest fall
+    changes = re.findall(
+        r"\(([+-]?[0-9.]+)\)", text.split("Before and after")[1].split("Prompts")[0]
+    )
+    assert changes == [f"{3 * seed - 1:+}.000" for seed in range(8)][::-1] * 2
+
+
+def test_nothing_comes_from_elsewhere(plant):
+    _, _, page = page_of(plant(score))
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert "url(" not in page
+    assert "<script" not in page
+
+
+def test_of_many_pairs_those_that_changed_most_are_shown(plant):
+    samples = MAX_PAIRS + 11
+    _, _, page = page_of(plant(score, samples=samples))
+    text = text_of(page).split("Before and after")[1]
+    changes = [float(each) for each in re.findall(r"\(([+-]?[0-9.]+)\)", text)]
+    half = MAX_PAIRS // 2
+    every = [float(3 * seed - 1) for seed in range(samples)][::-1]
+    assert changes == every[:half] + every[-half:]
+    assert f"of {samples} seeds those that changed most" in text
+
+
+def test_one_plot_for_each_number(plant):
+    _, plots, _ = page_of(plant(score, prompts=PROMPTS))
+    assert [file.name for file in plots] == ["means.png", "differences.png", "win_rates.png"]
+    sizes = []
+    for file in plots:
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            sizes.append(image.size)
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
+        assert (31, 119, 180) in colours  # the tuned model
+    means, differences, win_rates = sizes
+    assert means[0] == differences[0]
+    assert means[1] > differences[1] == win_rates[1]  # with the base there are more lines
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (0.5, False, "0.500"),
+        (0.5, True, "+0.500"),
+        (-0.25, True, "-0.250"),
+        (0.0, True, "0.000"),
+        (0.00123, False, "0.0012"),
+        (None, False, ""),
+    ],
+)
+def test_numbers(value, sign, text):
+    assert number(value, sign) == text
+
+
+@pytest.mark.parametrize(
+    ("side", "kind", "shown"), [(16, "png", 192), (64, "png", 192), (512, "jpeg", 256)]
+)
+def test_pictures_are_enlarged_or_scaled_down(side, kind, shown, tmp_path):
+    import base64
+    import io
+
+    noise = Image.effect_noise((side, side), 80).convert("RGB")
+    noise.save(tmp_path / "x.png")
+    head, _, data = picture(tmp_path / "x.png").partition(",")
+    assert head == f"data:image/{kind};base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (shown, shown)
+        assert len(data) < 200_000

@@ -1,0 +1,206 @@
+"""Drawing and scoring, with a very small model and a reward whose value is known."""
+
+import json
+import weakref
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dpok_cli.config import EvaluateConfig
+from dpok_cli.engine.evaluation import draw as engine
+from dpok_cli.engine.evaluation.draw import eight_bits, evaluate
+from dpok_cli.engine.evaluation.folder import EvaluationFolder
+from dpok_cli.engine.evaluation.plan import BASE, Contender, Evaluation, Place, Prompt
+from dpok_cli.engine.rl.rollout import denoise
+from dpok_cli.engine.sampling.sampler import sample, to_pil
+from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.combined import WeightedReward
+
+PROMPTS = (Prompt("a green rabbit", "seen"), Prompt("two cats", "unseen"))
+
+
+@pytest.fixture
+def adapter(model, shake, tmp_path):
+    model.add_adapter(4, 0.0, ["to_q", "to_v", "to_out.0"], seed=0)
+    shake(model)
+    model.save_adapter(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+@pytest.fixture
+def make(make_config, adapter, tmp_path):
+    """Makes an evaluation of the base and the adapter, and its folder."""
+
+    def make(folder="evaluation", **changes):
+        config = make_config(
+            EvaluateConfig,
+            **{"prompts": ("a green rabbit",), "samples": 3, "resamples": 100} | changes,
+        )
+        contenders = (Contender(BASE), Contender("tuned", adapter))
+        evaluation = Evaluation(config, contenders, PROMPTS, ("green",))
+        return evaluation, EvaluationFolder.open(tmp_path / folder, evaluation)
+
+    return make
+
+
+def pixels(folder, model, place):
+    with Image.open(folder.image(model, place)) as picture:
+        return np.asarray(picture, dtype=np.float64) / 255
+
+
+def test_what_is_scored_is_what_is_on_disk(make, green):
+    evaluation, folder = make()
+    records = list(evaluate(evaluation, green, folder))
+    assert len(records) == evaluation.total == 12
+    for record in records:
+        red, greens, blue = pixels(
+            folder, record["model"], Place(record["row"], record["seed"])
+        ).mean((0, 1))
+        assert record["scores"] == {"green": pytest.approx(greens - (red + blue) / 2, abs=1e-6)}
+    assert list(folder.records().values()) == records
+
+
+def test_every_model_draws_what_dpok_sample_draws(make, green, adapter):
+    evaluation, folder = make()
+    list(evaluate(evaluation, green, folder))
+    for contender in evaluation.contenders:
+        model = engine.load(evaluation.config, contender.adapter)
+        texts = [prompt.text for prompt in PROMPTS]
+        drawn = sample(model, texts, evaluation.seeds, evaluation.config)
+        for place, one in zip(chain(*evaluation.batches()), drawn, strict=True):
+            expected = np.asarray(to_pil(one.image), dtype=np.float64)
+            kept = pixels(folder, contender.name, place) * 255
+            assert np.abs(expected - kept).max() <= 1
+    place = Place(0, evaluation.seeds[0])
+    assert (pixels(folder, BASE, place) != pixels(folder, "tuned", place)).any()
+
+
+@pytest.mark.parametrize("form", ["epsilon", "gaussian"])
+def test_kl_is_the_sum_over_the_trajectory(form, make, green):
+    evaluation, folder = make(kl=form, guidance_scale=2.0)
+    records = list(evaluate(evaluation, green, folder))
+    assert {record["kl"] for record in records if record["model"] == BASE} == {0.0}
+
+    config = evaluation.config
+    model = engine.load(config, evaluation.contenders[1].adapter)
+    denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta)
+    embeds = model.encode([prompt.text for prompt in PROMPTS])
+    rows = [0, 0, 0, 1, 1, 1]
+    seeds = list(evaluation.seeds) * 2
+    expected = torch.zeros(6)
+    with torch.no_grad():
+        path = [
+            step[0]
+            for step in denoise(model, denoising, embeds[rows], seeds, config.guidance_scale)
+        ]
+        for index in denoising.stochastic.tolist():
+            step = torch.full((6,), index)
+            asked = (path[index], denoising.timesteps[step], embeds[rows], config.guidance_scale)
+            output = model.predict(*asked)
+            with model.reference():
+                frozen = model.predict(*asked)
+            if form == "epsilon":
+                expected += epsilon_kl(output, frozen)
+            else:
+                mean, std = denoising.distribution(output, path[index], step)
+                other, _ = denoising.distribution(frozen, path[index], step)
+                expected += gaussian_kl(mean, other, std)
+    found = [record["kl"] for record in records if record["model"] == "tuned"]
+    assert found == pytest.approx(expected.tolist(), rel=1e-4)
+    assert min(found) > 0
+
+
+def test_without_noise_there_is_no_kl(make, green):
+    evaluation, folder = make(eta=0.0)
+    assert {record["kl"] for record in evaluate(evaluation, green, folder)} == {None}
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 11])
+def test_what_was_cut_off_goes_on_to_the_same_end(stop, make, green):
+    """Batches of 4 over 6 images a model: one spans two prompts, the last is short."""
+    evaluation, whole = make("whole")
+    expected = list(evaluate(evaluation, green, whole))
+
+    _, folder = make("cut")
+    records = evaluate(evaluation, green, folder)
+    for _ in range(stop):
+        next(records)
+    records.close()
+    text = folder.scores.read_text()
+    folder.scores.write_text(text[:-9])  # the last line was on its way
+    assert list(evaluate(evaluation, green, folder)) == expected
+    assert folder.records() == whole.records()
+    for model, place in whole.records():
+        assert folder.image(model, place).read_bytes() == whole.image(model, place).read_bytes()
+
+
+def test_what_is_kept_is_not_drawn_again(make, green, monkeypatch):
+    evaluation, folder = make()
+    expected = list(evaluate(evaluation, green, folder))
+    monkeypatch.setattr(engine, "load", None)  # would raise if it were called
+    assert list(evaluate(evaluation, None, folder)) == expected
+
+
+def test_a_reward_that_fails_leaves_what_was_kept(make, green):
+    class Fails(RewardModel):
+        name = "fails"
+        calls = 0
+
+        def score_batch(self, images, prompts):
+            Fails.calls += 1
+            return images.mean((1, 2, 3)) / (0.0 if Fails.calls == 2 else 1.0)
+
+    evaluation, folder = make()
+    reward = WeightedReward([(Fails(), 1.0)])
+    with pytest.raises(RewardError, match="fails: returned inf"):
+        list(evaluate(evaluation, reward, folder))
+    assert len(folder.records()) == 4
+    assert len(list(evaluate(evaluation, reward, folder))) == 12
+
+
+def test_no_more_than_a_batch_is_scored_at_a_time(make):
+    class Counts(RewardModel):
+        name = "counts"
+        seen = ()
+
+        def score_batch(self, images, prompts):
+            Counts.seen += (len(images),)
+            return images.mean((1, 2, 3))
+
+    evaluation, folder = make(samples=9)
+    list(evaluate(evaluation, WeightedReward([(Counts(), 1.0)]), folder))
+    assert Counts.seen == (4, 4, 4, 4, 2) * 2
+
+
+def test_no_more_than_a_batch_stays_in_memory(make, green, monkeypatch):
+    keep, pictures_made, alive = EvaluationFolder.keep, [], []
+
+    def watched(folder, records, pictures):
+        pictures_made.extend(map(weakref.ref, pictures))
+        alive.append(sum(picture() is not None for picture in pictures_made))
+        keep(folder, records, pictures)
+
+    monkeypatch.setattr(EvaluationFolder, "keep", watched)
+    evaluation, folder = make(samples=9)
+    list(evaluate(evaluation, green, folder))
+    assert len(pictures_made) == 36
+    assert alive == [4, 4, 4, 4, 2] * 2
+
+
+def test_records_are_plain_json(make, green):
+    evaluation, folder = make(samples=1)
+    list(evaluate(evaluation, green, folder))
+    first = json.loads(folder.scores.read_text().splitlines()[0])
+    assert set(first) == {"model", "row", "seed", "scores", "kl"}
+
+
+def test_eight_bits_are_those_of_the_file():
+    images = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    for image, rounded in zip(images, eight_bits(images), strict=True):
+        stored = torch.from_numpy(np.array(to_pil(image))).permute(2, 0, 1) / 255
+        assert torch.equal(rounded, stored)

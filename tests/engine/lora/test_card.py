@@ -1,0 +1,43 @@
+"""The adapter's model card: a person can copy its code, and gets the trained images."""
+
+import json
+
+import torch
+
+from dpok_cli.config import SampleConfig, TrainRLConfig, resolve
+from dpok_cli.engine.bases.model import load
+from dpok_cli.engine.lora.card import adapter_card
+from dpok_cli.engine.rl.loop import train_rl
+from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.sampling.sampler import sample, to_pil
+
+
+def test_what_the_card_says(make_config, tmp_path):
+    config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
+    card = adapter_card(config, 1234, clip_sample=False)
+    _, head, text = card.split("---\n", 2)
+    assert f"base_model: {config.model}\n" in head
+    assert "library_name: diffusers\n" in head
+    (prompt,) = (line for line in head.splitlines() if line.startswith("instance_prompt: "))
+    assert json.loads(prompt.removeprefix("instance_prompt: ")) == 'a "green" rabbit'
+    assert "on 1234 images" in text
+    assert '- a "green" rabbit\n- two: cats\n' in text
+    assert "scored by `green`, `red=0.5`." in text
+    file = tmp_path / "config.toml"
+    file.write_text(text.split("```toml\n")[1].split("```")[0])
+    assert resolve(TrainRLConfig, file=file) == config
+
+
+def test_the_code_of_the_card_draws_the_trained_images(make_config, green, tmp_path, monkeypatch):
+    config = make_config(runs_dir=str(tmp_path), rounds=1, guidance_scale=3.0)
+    model = load(config)
+    run = RunFolder.create(config, "train-rl")
+    list(train_rl(config, model, green, run))
+    card = (run.adapter / "README.md").read_text()
+    monkeypatch.chdir(run.adapter)
+    names: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0], names)
+    drawing = make_config(SampleConfig, guidance_scale=3.0)
+    (ours,) = sample(model, config.prompts[:1], [0], drawing)
+    theirs = torch.tensor(list(names["image"].tobytes()))
+    assert (theirs - torch.tensor(list(to_pil(ours.image).tobytes()))).abs().max() <= 1

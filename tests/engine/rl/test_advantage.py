@@ -1,0 +1,138 @@
+"""Advantages by hand, and a value function that learns."""
+
+import pytest
+import torch
+
+from dpok_cli.engine.rl.advantage import PromptAdvantages, ValueFunction, above_expected
+
+
+def per_prompt(rewards, prompts, starts):
+    """Advantages of a first round."""
+    return PromptAdvantages().of_round(rewards, prompts, starts)
+
+
+def test_each_prompt_is_measured_against_itself():
+    # "a": mean 2, standard deviation 1; "b": mean 20, standard deviation 10
+    rewards = torch.tensor([1.0, 10.0, 3.0, 30.0])
+    assert per_prompt(rewards, ["a", "b", "a", "b"], range(4)).tolist() == pytest.approx(
+        [-1, -1, 1, 1], abs=1e-5
+    )
+
+
+def test_a_prompt_alone_is_measured_against_all():
+    # all: mean 3, variance (4 + 1 + 0 + 9 + 0) / 5 = 2.8; "a": mean 1.5, standard deviation 0.5
+    rewards = torch.tensor([1.0, 2.0, 3.0, 6.0, 3.0])
+    advantages = per_prompt(rewards, ["a", "a", "b", "c", "d"], range(5))
+    assert advantages.tolist() == pytest.approx([-1, 1, 0, 3 / 2.8**0.5, 0], abs=1e-5)
+
+
+def test_what_x_t_brings_is_left_out():
+    # From 7: mean 2, gaps -1, 1; from 8: mean 20, gaps -3, 3; groups -9 and 9 from the mean of all.
+    # F = (4 x 81 / 1) / (20 / 2) = 32.4, so 1 / 32.4 of a group's 9 is left: 0.2778
+    gaps = above_expected(torch.tensor([1.0, 17.0, 3.0, 23.0]), torch.tensor([7, 8, 7, 8]))
+    left = 9 / 32.4
+    assert gaps.tolist() == pytest.approx([-1 - left, -3 + left, 1 - left, 3 + left], rel=1e-5)
+
+
+def test_groups_that_differ_by_chance_are_one():
+    # Group means 3 and 5, each from gaps of 2: F = (4 x 1 / 1) / (16 / 2) = 0.5
+    gaps = above_expected(torch.tensor([1.0, 5.0, 3.0, 7.0]), torch.tensor([7, 7, 8, 8]))
+    assert gaps.tolist() == [-3.0, 1.0, -1.0, 3.0]
+
+
+@pytest.mark.parametrize("starts", [[1, 2, 3], [4, 4, 4]])
+def test_without_groups_to_compare_the_mean_is_that_of_all(starts):
+    gaps = above_expected(torch.tensor([1.0, 2.0, 6.0]), torch.tensor(starts))
+    assert gaps.tolist() == [-2.0, -1.0, 3.0]
+
+
+def test_each_prompt_has_its_own_groups():
+    rewards = torch.tensor([1.0, 17.0, 3.0, 23.0, 4.0, 6.0])
+    advantages = per_prompt(rewards, ["a"] * 4 + ["b"] * 2, [7, 8, 7, 8, 7, 8])
+    gaps = above_expected(rewards[:4], torch.tensor([7, 8, 7, 8]))
+    scale = gaps.square().mean().sqrt()
+    assert advantages.tolist() == pytest.approx([*(gaps / scale).tolist(), -1, 1], abs=1e-5)
+
+
+def test_the_expected_is_nearest_the_truth_where_x_t_matters_and_where_it_does_not():
+    """Of the rewards' variance, at most 0.04 above the better of both plain means."""
+    random = torch.Generator().manual_seed(0)
+    starts = torch.arange(6).repeat_interleave(4)
+    for share in (0.0, 0.2, 0.5, 0.8, 1.0):
+        errors = torch.zeros(3)
+        for _ in range(400):
+            truth = share**0.5 * torch.randn(6, generator=random)[starts]
+            rewards = truth + (1 - share) ** 0.5 * torch.randn(24, generator=random)
+            group = rewards.view(6, 4).mean(1)[starts]
+            guesses = (rewards.mean(), group, rewards - above_expected(rewards, starts))
+            errors += torch.stack([(guess - truth).square().mean() for guess in guesses])
+        errors /= 400
+        assert errors[2] <= min(errors[0], errors[1]) + 0.04
+
+
+@pytest.mark.parametrize("value", [0.0, -1.7, 0.1, 20.1, 1234.56])
+@pytest.mark.parametrize("samples", [1, 2, 3, 10, 24])
+def test_equal_rewards_say_nothing(value, samples):
+    advantages = per_prompt(torch.full((samples,), value), ["a"] * samples, range(samples))
+    assert advantages.dtype == torch.float32
+    assert advantages.tolist() == [0.0] * samples
+
+
+def test_the_unit_is_the_spread_of_all_rounds_so_far():
+    advantages = PromptAdvantages()
+    first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))
+    assert first.tolist() == pytest.approx([-1, 1], abs=1e-5)  # gaps of 3
+    # gaps of 1: sum of squares 9 + 9 + 1 + 1 of 4 samples, so a unit of 5^0.5
+    later = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    assert later.tolist() == pytest.approx([-(5**-0.5), 5**-0.5], abs=1e-5)
+    # another prompt has a unit of its own
+    other = advantages.of_round(torch.tensor([4.0, 6.0]), ["b", "b"], range(2))
+    assert other.tolist() == pytest.approx([-1, 1], abs=1e-5)
+    # six rounds of nothing to tell apart lower the unit by no more than their share
+    for _ in range(6):
+        equal = advantages.of_round(torch.tensor([5.0, 5.0]), ["a", "a"], range(2))
+        assert equal.tolist() == [0, 0]
+    last = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    assert last.tolist() == pytest.approx([-((22 / 18) ** -0.5), (22 / 18) ** -0.5], abs=1e-5)
+
+
+def test_the_scale_of_a_reward_does_not_matter():
+    rewards = torch.tensor([0.1, 0.5, 0.9])
+    small, large = (per_prompt(scale * rewards, ["a"] * 3, range(3)) for scale in (1.0, 1000.0))
+    torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (96, 64), (1, 1), (13, 9)])
+def test_a_value_for_any_latent_size(size):
+    value = ValueFunction(4, prompt_width=6, width=8)
+    out = value(torch.randn(3, 4, *size), torch.randn(3, 7, 6), torch.tensor([999, 500, 1]))
+    assert out.shape == (3,)
+    assert out.dtype == torch.float32
+    assert out.unique().numel() == 3
+
+
+def test_half_precision_embeddings_are_taken():
+    value = ValueFunction(4, prompt_width=6, width=8)
+    embeds = torch.randn(2, 7, 6).half()
+    arguments = torch.randn(2, 4, 8, 8), torch.tensor([1, 2])
+    torch.testing.assert_close(
+        value(arguments[0], embeds, arguments[1]), value(arguments[0], embeds.float(), arguments[1])
+    )
+
+
+def test_the_value_function_learns_from_latent_prompt_and_time():
+    torch.manual_seed(0)
+    value = ValueFunction(4, prompt_width=6, width=32)
+    optimizer = torch.optim.Adam(value.parameters(), lr=3e-3)
+    shift = torch.randn(64, 1, 1, 1)
+    latents = 0.1 * torch.randn(64, 4, 8, 8) + shift
+    which = torch.arange(64) % 2
+    embeds = torch.randn(2, 5, 6)[which]
+    timesteps = torch.where(torch.arange(64) < 32, 900, 100)
+    target = shift.flatten() + 2.0 * which + (timesteps > 500)
+    for _ in range(150):
+        error = ((value(latents, embeds, timesteps) - target) ** 2).mean()
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+    assert error < 0.05 * target.var()

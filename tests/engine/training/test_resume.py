@@ -1,0 +1,235 @@
+"""A run that was cut off and gone on with is the run that was not, bit for bit."""
+
+import json
+
+import pytest
+import torch
+
+from dpok_cli.engine.rl.loop import RLTrainer
+from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.training import checkpoint, train_rl
+from dpok_cli.engine.training.trainer import MAX_SKIPPED
+from dpok_cli.errors import InputError, RewardError, TrainingError
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.combined import WeightedReward
+
+FORMS = {
+    "plain": {},
+    "value function": dict(advantage="value", value_updates=2, value_batch_size=4),
+    "buffer": dict(buffer_size=16, gradient_accumulation=2),
+    "schedule": dict(lr_schedule="cosine", lr_warmup_steps=2),
+    "guided": dict(guidance_scale=3.0, sample_batch_size=3),
+}
+
+
+class Dice(RewardModel):
+    """A reward that draws from every global generator: its state must come back as well."""
+
+    name = "dice"
+
+    def score_batch(self, images, prompts):
+        return images.mean(dim=(1, 2, 3)) + torch.rand(len(images))
+
+
+def finished(run, model):
+    """What must be the same: adapter, metrics but for the clock, sample grids."""
+    records = [
+        {key: value for key, value in record.items() if not key.startswith("seconds/")}
+        for record in run.history()
+    ]
+    weights = {
+        name: value.detach().clone()
+        for name, value in model.pipeline.unet.named_parameters()
+        if ".lora_" in name
+    }
+    grids = {file.name: file.read_bytes() for file in run.samples.glob("*")}
+    return records, weights, grids
+
+
+def assert_same(a, b):
+    assert a[0] == b[0]
+    assert a[1].keys() == b[1].keys()
+    assert all(torch.equal(a[1][name], b[1][name]) for name in a[1])
+    assert a[2] == b[2]
+
+
+@pytest.fixture
+def go(make_model, make_config, tmp_path):
+    """Starts or goes on with a run, in a model of its own; returns what it left."""
+
+    def go(name, reward, stop=lambda: False, **changes):
+        settings = dict(rounds=4, sample_every=2, sample_count=2, runs_dir=str(tmp_path), name=name)
+        config = make_config(**settings | changes)
+        path, model = tmp_path / name, make_model()
+        run = RunFolder(path) if path.exists() else RunFolder.create(config, "train-rl")
+        list(train_rl.train_rl(config, model, reward, run, stop))
+        return finished(run, model)
+
+    return go
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_stopped_after_a_round(go, green, form, tmp_path):
+    whole = go("whole", green, **FORMS[form])
+    assert len(whole[0]) == 4
+    asked = iter([False] * 3 + [True] * 9)  # asked twice a round: before the updates and after
+    go("cut", green, stop=lambda: next(asked), **FORMS[form])
+    assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
+    assert_same(go("cut", green, **FORMS[form]), whole)
+
+
+def test_stopped_before_the_updates_of_a_round(go, green, tmp_path):
+    whole = go("whole", green)
+    asked = iter([False] * 4 + [True])
+    go("cut", green, stop=lambda: next(asked))
+    assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
+    assert_same(go("cut", green), whole)
+
+
+@pytest.mark.parametrize("update", range(1, 9))
+def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
+    """The instant does not matter: nothing after the last checkpoint counts."""
+    whole = go("whole", green, checkpoint_every=2)
+    taken = 0
+
+    class Killed(BaseException):
+        pass
+
+    original = RLTrainer.step
+
+    def step(self):
+        nonlocal taken
+        taken += 1
+        if taken == update:
+            raise Killed
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RLTrainer, "step", step)
+        with pytest.raises(Killed):
+            go("cut", green, checkpoint_every=2)
+    assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [2][: (update - 1) // 4]
+    assert_same(go("cut", green, checkpoint_every=2), whole)
+
+
+def test_a_reward_with_random_numbers_of_its_own(go):
+    reward = WeightedReward([(Dice(), 1.0)])
+    torch.manual_seed(5)
+    whole = go("whole", reward)
+    torch.manual_seed(5)
+    asked = iter([False] * 3 + [True])
+    go("cut", reward, stop=lambda: next(asked))
+    torch.manual_seed(6)
+    assert_same(go("cut", reward), whole)
+
+
+def test_a_reward_that_fails_costs_no_round(go, green, tmp_path):
+    class Failing(RewardModel):
+        name = "failing"
+        left = 3
+
+        def score_batch(self, images, prompts):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("no answer")
+            red, green, blue = images.mean(dim=(2, 3)).unbind(1)
+            return green - (red + blue) / 2
+
+    whole = go("whole", green)
+    with pytest.raises(RewardError, match="failing"):
+        go("cut", WeightedReward([(Failing(), 1.0)]), checkpoint_every=100)
+    assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [3]
+    after = go("cut", green)
+    for record in [*after[0], *whole[0]]:
+        record.pop("reward/failing", None)
+        record.pop("reward/green", None)
+    assert_same(after, whole)
+
+
+def test_a_longer_run_goes_on(go, green):
+    whole = go("whole", green, rounds=4, lr_schedule="constant")
+    go("cut", green, rounds=2, lr_schedule="constant")
+    assert_same(go("cut", green, rounds=4, lr_schedule="constant"), whole)
+
+
+def test_in_a_longer_run_a_falling_rate_falls_to_the_new_end(go, green):
+    falling = dict(lr_schedule="linear", learning_rate=0.01, updates_per_round=1)
+    short, *_ = go("cut", green, rounds=2, **falling)
+    longer, *_ = go("cut", green, rounds=4, **falling)
+    rates = [record["learning_rate"] for record in longer]
+    assert longer[:2] == short
+    assert rates == pytest.approx([0.005, 0.0, 0.0025, 0.0])
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(go, green, tmp_path):
+    whole = go("whole", green, lr_schedule="constant")
+    go("cut", green, rounds=3, lr_schedule="constant")
+    file = tmp_path / "cut" / "checkpoints" / "000003" / checkpoint.STATE
+    file.write_bytes(file.read_bytes()[:100])
+    # The grid of the shorter run's end is there as well.
+    records, weights, _ = go("cut", green, lr_schedule="constant")
+    assert_same((records, weights, {}), (*whole[:2], {}))
+    metrics = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["round"] for line in metrics] == [1, 2, 3, 4]
+
+
+def test_an_adapter_of_another_rank_is_refused(go, green):
+    go("cut", green, rounds=2)
+    with pytest.raises(InputError, match="another adapter"):
+        go("cut", green, lora_rank=2)
+
+
+# ------------------------------------------------------------------------- gradients not finite
+
+
+class Poison(RewardModel):
+    """Good rewards whose gradient is made not finite by a loss that is."""
+
+    name = "poison"
+
+    def score_batch(self, images, prompts):
+        return images.mean(dim=(1, 2, 3))
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the loss NaN in the updates of those numbers."""
+
+    def poison(bad):
+        original, taken = RLTrainer.loss, 0
+
+        def loss(self, batch):
+            nonlocal taken
+            taken += 1
+            right = original(self, batch)
+            if taken in bad:
+                object.__setattr__(right, "loss", right.loss * float("nan"))
+            return right
+
+        monkeypatch.setattr(RLTrainer, "loss", loss)
+
+    return poison
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(make_model, make_config, poisoned):
+    reward = WeightedReward([(Poison(), 1.0)])
+    poisoned({2})
+    model = make_model()
+    records = list(train_rl.train_rl(make_config(rounds=2), model, reward))
+    assert [record["skipped"] for record in records] == [1, 1]
+    assert all(parameter.isfinite().all() for parameter in model.adapter_parameters())
+
+
+def test_too_many_in_a_row_end_the_run_with_the_last_good_adapter(
+    make_model, make_config, poisoned, tmp_path
+):
+    reward = WeightedReward([(Poison(), 1.0)])
+    config = make_config(rounds=30, runs_dir=str(tmp_path), name="run")
+    model, run = make_model(), RunFolder.create(config, "train-rl")
+    poisoned(set(range(3, 1000)))
+    with pytest.raises(TrainingError, match=f"{MAX_SKIPPED} times in a row"):
+        list(train_rl.train_rl(config, model, reward, run))
+    good = checkpoint.read(run.checkpoints / f"{checkpoint.numbers(run.checkpoints)[-1]:06d}")
+    for name, weight in good["adapter"].items():
+        assert weight.isfinite().all()
+        assert torch.equal(dict(model.pipeline.unet.named_parameters())[name], weight)
