@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test lint browser demo parity clean chaos
+.PHONY: docs install test test-fast lint browser demo parity clean chaos
 
 install: .venv/.installed
 
@@ -10,28 +10,36 @@ install: .venv/.installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-# A process a core, each with one thread of torch's (tests/conftest.py); `pytest -q` runs one alone.
+# One process per core, each with one torch thread (tests/conftest.py); `pytest -q` uses one process.
 test: install
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup
+
+# The same without those that start many processes or a browser, kill runs, or train for long.
+test-fast: install
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup -m 'not slow'
+
+# Writes the tables of metrics in docs/ from the code.
+docs: install
+	$(BIN)/python docs/metrics_tables.py
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What the browser tests need, from Debian's packages (as root); they are skipped without it.
+# Installs Chromium for the browser tests from Debian's packages (as root); without it they are skipped.
 browser:
 	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit 0; done; \
 	apt-get update -q && apt-get install -q -y --no-install-recommends chromium
 
-# Teaches the bundled model one prompt, then draws it before and after into one picture.
+# Trains the bundled model on one prompt, then writes an image of it before and after training.
 demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
 
-# Compares image-reward with the published package, which needs an environment of its own (Python
-# 3.11); torch is borrowed from .venv, and torchvision is the one that goes with it. Not in CI.
+# Compares image-reward with the published package, which needs a separate environment (Python 3.11).
+# torch is borrowed from .venv, with the matching torchvision. Not in CI.
 parity: PARITY := build/parity
 parity: install
 	test -x $(PARITY)/venv/bin/python || $(PYTHON) -m venv $(PARITY)/venv
@@ -44,11 +52,11 @@ parity: install
 	$(PARITY)/venv/bin/python examples/parity/image_reward.py theirs $(PARITY)/checkpoint
 	$(BIN)/python examples/parity/image_reward.py ours $(PARITY)/checkpoint
 
-# Leaves runs/ and what the recipe in examples/ keeps under build/.
+# Keeps runs/ and the state of the recipe in examples/ under build/.
 clean:
 	rm -rf .venv *.egg-info build/lib build/bdist.* .pytest_cache .ruff_cache .mypy_cache
 	find dpok_cli plugins tests examples -name __pycache__ -type d -exec rm -rf {} +
 
-# Kills fifty runs at random moments, goes on with them, and compares what they leave. Not in CI.
+# Kills fifty runs at random moments, resumes them, and compares what they leave. Not in CI.
 chaos: install
 	DPOK_CHAOS=50 $(BIN)/python -m pytest -q -s tests/test_chaos.py

@@ -1,11 +1,12 @@
-"""RL against supervised fine-tuning, given as many images: the paper's four prompts, three seeds.
+"""RL against supervised fine-tuning on equal numbers of images: four prompts, three seeds.
 
     python benchmarks/rl_versus_sft.py [--output FOLDER] [--evaluation-samples 64] [--seeds 0,1,2]
 
-Trains with both commands' presets on the tiny world, one run at a time; `--images` of SFT is what
-RL draws (rounds x samples-per-round). Each run's summary.json tells reward and judge on the same
-fresh seeds. A run whose summary is there is not run again, and one that was cut off is gone on
-with. Prints a Markdown table and leaves it, with its numbers, as table.md and table.json.
+Trains with both commands' presets on the paper's prompts and the tiny world, one run at a time.
+`--images` of SFT equals the images that RL samples (rounds x samples-per-round). Each run's
+summary.json holds reward and judge on the same fresh seeds. A run with a summary is not repeated,
+and an interrupted run is resumed. Prints a Markdown table and writes it, with its numbers, to
+table.md and table.json.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-from dpok_cli.config import TrainRLConfig
+from dpok_cli.engine.rl.settings import TrainRLConfig
 
 PROMPTS = (
     "A green colored rabbit.",
@@ -23,7 +24,7 @@ PROMPTS = (
     "Four wolves in the park.",
     "A dog on the moon.",
 )
-MEASURES = ("image-reward", "judge", "diversity")
+MEASURES = ("image-reward", "judge", "pixel_distance")
 
 
 def main() -> None:
@@ -32,8 +33,8 @@ def main() -> None:
     parser.add_argument("--evaluation-samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=TrainRLConfig.rounds)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--sft", default="", help="More flags of train-sft, as one text.")
-    parser.add_argument("--rl", default="", help="More flags of train-rl, as one text.")
+    parser.add_argument("--sft", default="", help="Additional flags of train-sft, in one string.")
+    parser.add_argument("--rl", default="", help="Additional flags of train-rl, in one string.")
     given = parser.parse_args()
     images = given.rounds * TrainRLConfig.samples_per_round
     methods = {
@@ -56,7 +57,7 @@ def main() -> None:
 def train(
     output: Path, name: str, prompt: str, seed: int, flags: list[str], evaluation_samples: int
 ) -> dict[str, dict[str, float]]:
-    """Run to its end what has not been, and return its "before" and "after"."""
+    """Run or resume an unfinished run; return the "before" and "after" of its summary."""
     run = output / name
     if not (run / "summary.json").exists():
         dpok = [sys.executable, "-m", "dpok_cli"]
@@ -73,9 +74,9 @@ def train(
 
 
 def markdown(results: list[dict], images: int, evaluation_samples: int) -> str:
-    """Make the table: mean and standard deviation over the seeds, by prompt and over all."""
+    """Make the table: mean and standard deviation over seeds, per prompt and over all."""
     lines = [
-        f"{images} images each; {evaluation_samples} fresh seeds a run.",
+        f"{images} images each; {evaluation_samples} fresh seeds per run.",
         "",
         "| prompt | measure | before | SFT | RL | RL above SFT |",
         "|---|---|---|---|---|---|",

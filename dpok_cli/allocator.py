@@ -1,12 +1,12 @@
-"""Keep the memory that a large tensor frees, for the next one."""
+"""Keep the memory freed by a large tensor for the next one."""
 
 import ctypes
 import os
 import platform
 
-# glibc's mallopt(3): parameter, value, and the variable by which a person may have set it.
+# glibc's mallopt(3): parameter, value, and the environment variable that sets it.
 _SETTINGS = (
-    # Blocks of up to 32 MiB, which is its greatest value, come from the heap,
+    # Blocks of up to 32 MiB (the maximum) come from the heap,
     (-3, 32 << 20, "MALLOC_MMAP_THRESHOLD_"),
     # which never shrinks,
     (-1, -1, "MALLOC_TRIM_THRESHOLD_"),
@@ -16,11 +16,11 @@ _SETTINGS = (
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep freed blocks in the process; return whether it was told.
+    """Make glibc's malloc keep freed blocks in the process; return whether it was set.
 
-    By default every large tensor is mapped anew from the system and its pages are zeroed at first
-    touch, which on the CPU takes longer than many of a small model's operations. Does nothing with
-    another C library, or if a person has set one of the ``MALLOC_*_`` variables.
+    By default every large tensor is newly mapped from the system and its pages are zeroed on first
+    access. On the CPU this takes longer than many operations of a small model. Does nothing with
+    another C library, or if one of the ``MALLOC_*_`` variables is set.
     """
     if platform.libc_ver()[0] != "glibc" or any(name in os.environ for *_, name in _SETTINGS):
         return False

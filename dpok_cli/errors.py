@@ -24,6 +24,10 @@ class TrainingError(DpokError):
     """Training cannot go on; what was reached is kept in the run folder."""
 
 
+class NotFiniteError(TrainingError):
+    """Images hold NaN or infinity; in training the run ends, and its checkpoints stay."""
+
+
 class MemoryFullError(DpokError):
     """A device has not the memory that the settings need; names those that need less."""
 

@@ -1,4 +1,4 @@
-"""Out of memory, on whatever device, as one line that says what needs less. Knows no torch."""
+"""Out of memory, on any device, as one line with the settings that need less; without torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 from dpok_cli.config import SamplingConfig, TrainingConfig
 from dpok_cli.errors import DpokError, MemoryFullError, RewardError
 
-#: What torch says where it raises a plain RuntimeError: the CPU's allocator, and some drivers.
+#: Phrases of a plain RuntimeError for a full memory, from the CPU's allocator and some drivers.
 _PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @contextmanager
 def advice_when_full(
-    settings: SamplingConfig, go_on: str = "", processes: int = 1
+    settings: SamplingConfig, resume: str = "", processes: int = 1
 ) -> Iterator[None]:
-    """Raise MemoryFullError in place of any error of the block that comes from a full memory.
+    """Raise MemoryFullError in place of an error of the block that a full memory caused.
 
-    ``go_on`` is the command that goes on with the run, if there is one; ``processes`` share each
-    batch.
+    ``resume`` is the command that resumes the run, if there is one; each batch is sharded over
+    ``processes``.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def advice_when_full(
         reward = next((str(cause) for cause in causes if isinstance(cause, RewardError)), "")
         where = reward and f" in the reward {reward.partition(':')[0]}"
         said = _sentence(str(full)) or type(full).__name__
-        advice = _advice(settings, go_on, processes, where)
+        advice = _advice(settings, resume, processes, where)
         raise MemoryFullError(f"Out of memory{where} ({said}). {advice}") from error
 
 
@@ -42,7 +42,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _sentence(text: str) -> str:
-    """Return the sentence of an error that says what is full, or its first."""
+    """Return the sentence of an error that names the full memory, or its first."""
     sentences = [sentence.rstrip(".") for sentence in " ".join(text.split()).split(". ")]
     telling = (one for one in sentences if any(phrase in one.lower() for phrase in _PHRASES))
     return next(telling, sentences[0])
@@ -57,19 +57,19 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in text for phrase in _PHRASES)
 
 
-def _advice(settings: SamplingConfig, go_on: str, processes: int, reward: str) -> str:
+def _advice(settings: SamplingConfig, resume: str, processes: int, reward: str) -> str:
     if reward:
         less = "Score it elsewhere: dpok serve-reward there, and --reward http:url=... here"
         return f"{less}, in a new run."
     same, other = _less(settings, processes)
-    if not go_on:
+    if not resume:
         return f"Give {', or '.join([*same, *other])}."
-    first = f"Go on with: {go_on} {' '.join(same)}. A" if same else "Only a"
+    first = f"Resume with: {resume} {' '.join(same)}. A" if same else "Only a"
     return f"{first} new run can take {', or '.join(other)}."
 
 
 def _less(settings: SamplingConfig, processes: int) -> tuple[list[str], list[str]]:
-    """Return the flags that about halve a need: those that leave a run the same, and others."""
+    """Return flags that need about half the memory: those that keep a run's results, and others."""
     same, other = [], []
     if settings.sample_batch_size > 1:
         same.append(f"--sample-batch-size {settings.sample_batch_size // 2}")

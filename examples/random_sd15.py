@@ -1,9 +1,9 @@
-"""Write a pipeline of Stable Diffusion v1.5's own configuration with random weights.
+"""Write a pipeline with Stable Diffusion v1.5's configuration and random weights.
 
     python examples/random_sd15.py FOLDER
 
-It draws noise, but it is the real size (860 M parameters in the UNet, 512 x 512 pixels) and format,
-so that memory and speed can be tried without downloading a checkpoint:
+It generates noise, but has the real size (860 M parameters in the UNet, 512 x 512 pixels) and
+format, so that memory and speed can be measured without downloading a checkpoint:
 
     dpok train-rl --preset sd15 --model FOLDER --prompt "a green colored rabbit" \\
         --rounds 1 --samples-per-round 2 --num-inference-steps 2 --batch-size 1 \\
@@ -11,9 +11,9 @@ so that memory and speed can be tried without downloading a checkpoint:
         --reward jpeg-compressibility
 
 The preset's batch of 4 without gradient checkpointing needs more than 24 GiB on a CPU, and its
-sample grid and evaluations alone draw some hundred images.
+sample grids and evaluations alone generate about a hundred images.
 
-The vocabulary has the real one's 49 408 entries, but its merges are made up.
+The vocabulary has 49 408 entries like the real one, but its merges are artificial.
 """
 
 import sys
@@ -29,7 +29,7 @@ VOCABULARY = 49_408
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's layout: 256 bytes, the same at a word's end, merges, two special tokens."""
+    """CLIP's layout: 256 bytes, the same at the end of a word, merges, two special tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     alphabet = letters + [f"{letter}</w>" for letter in letters]
     merges = list(islice(product(letters, alphabet), VOCABULARY - len(alphabet) - 2))

@@ -1,1 +1,1 @@
-"""The rewards that come with dpok, one module each, found like any other plugin."""
+"""The built-in rewards, one module each, found like any other plugin."""

@@ -1,7 +1,7 @@
-"""The reward ``aesthetic``: LAION's predictors of how people rate a picture's looks.
+"""The reward ``aesthetic``: LAION's predictors of human ratings of an image's look.
 
-Version 1 (github.com/LAION-AI/aesthetic-predictor) is one linear layer, version 2
-(github.com/christophschuhmann/improved-aesthetic-predictor) five, over CLIP's image embedding.
+Both use CLIP's image embedding: version 1 (github.com/LAION-AI/aesthetic-predictor) with one
+linear layer, version 2 (github.com/christophschuhmann/improved-aesthetic-predictor) with five.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 HEADS = (
     "aesthetic.safetensors",
     "sac+logos+ava1-l14-linearMSE.pth",  # version 2
-    "aesthetic-model.pth",  # the same, as TRL's mirror of it on the hub has it
+    "aesthetic-model.pth",  # the same, in TRL's mirror on the hub
     "sa_0_4_vit_l_14_linear.pth",  # version 1
 )
 
 
 class Aesthetic(RewardModel):
-    """LAION aesthetics: how an image looks, whatever its prompt, about 1 to 10."""
+    """LAION aesthetics: how an image looks, independent of its prompt, about 1 to 10."""
 
     name = "aesthetic"
     has_tiny = True
@@ -35,10 +35,10 @@ class Aesthetic(RewardModel):
 
     @dataclass(frozen=True)
     class Options:
-        """``model``: hub id or folder of the head, or ``tiny``; ``encoder``: of its CLIP."""
+        """``model``: hub id or folder of the head, or ``tiny``; ``encoder``: its CLIP."""
 
         model: str = "trl-lib/ddpo-aesthetic-predictor"
-        encoder: str | None = None  # ViT-L/14, or the tiny CLIP under the tiny head
+        encoder: str | None = None  # ViT-L/14, or the tiny CLIP with the tiny head
 
     def files(self, local_only: bool = False) -> tuple[Path, ...]:
         head, encoder = self.options.model, self.options.encoder

@@ -1,4 +1,4 @@
-"""What the aesthetic rewards share: a head of linear layers over unit image embeddings."""
+"""Shared by the aesthetic rewards: a head of linear layers on unit image embeddings."""
 
 import re
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ _KEY = re.compile(r"(?:.*?(\d+)\.)?(weight|bias)")
 
 
 def linear_head(weights: Mapping[str, Tensor], width: int) -> nn.Sequential:
-    """Build the head of a checkpoint: linear layers in the order of the numbers in their keys.
+    """Build the head of a checkpoint: linear layers, ordered by the numbers in their keys.
 
-    Nothing stood between the published heads' layers but dropout, whose numbers are left out. A
-    single layer may go without a number. Raises ``RewardError`` if the layers do not lead from
+    The published heads have only dropout between the layers, which explains the gaps in the
+    numbers. A single layer may have no number. Raises ``RewardError`` if the layers do not map
     embeddings of ``width`` to one score.
     """
     parts: dict[int, dict[str, Tensor]] = {}
     for key, value in weights.items():
         match = _KEY.fullmatch(key)
         if match is None:
-            raise RewardError(f"the aesthetic head has the unknown {key}")
+            raise RewardError(f"the aesthetic head has the unknown key {key}")
         parts.setdefault(int(match[1] or 0), {})[match[2]] = value.float()
     layers = [parts[number] for number in sorted(parts)]
     if lacking := [number for number, part in parts.items() if len(part) < 2]:
@@ -32,8 +32,8 @@ def linear_head(weights: Mapping[str, Tensor], width: int) -> nn.Sequential:
     inputs = [width, *(shape[0] for shape in shapes)]
     if [shape[::-1] for shape in shapes] != list(pairwise(inputs)) or inputs[-1] != 1:
         raise RewardError(
-            f"the aesthetic head's layers of {', '.join(map(str, shapes)) or 'none'} do not lead"
-            f" from the image encoder's {width} to 1; give it the encoder that it was trained on"
+            f"the aesthetic head's layers ({', '.join(map(str, shapes)) or 'none'}) do not map the"
+            f" image encoder's width {width} to 1; use the encoder that it was trained on"
         )
     head = nn.Sequential(*(nn.Linear(inner, outer) for outer, inner in shapes))
     for linear, layer in zip(head, layers, strict=True):

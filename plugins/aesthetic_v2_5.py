@@ -1,6 +1,6 @@
-"""The reward ``aesthetic-v2.5``: Aesthetic Predictor V2.5, a head over SigLIP's image embedding.
+"""The reward ``aesthetic-v2.5``: Aesthetic Predictor V2.5, a head on SigLIP's image embedding.
 
-Its package is under the AGPL; this file was written from the shapes in its checkpoint.
+Its package is under the AGPL; this code is based only on the shapes in the checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AestheticV25(RewardModel):
-    """Aesthetic Predictor V2.5: how an image looks, whatever its prompt, 1 to 10; 5.5 is great."""
+    """Aesthetic Predictor V2.5: how an image looks (1 to 10; 5.5 is great), without its prompt."""
 
     name = "aesthetic-v2.5"
     differentiable = True
@@ -52,7 +52,7 @@ class AestheticV25(RewardModel):
         from dpok_plugins.aesthetic_net import rate
 
         size = self.encoder.config.image_size
-        pixels = resize(images, size, size) * 2 - 1  # the whole image, squeezed to a square
+        pixels = resize(images, size, size) * 2 - 1  # the whole image, resized to a square
         return rate(self.head, self.encoder(pixels).pooler_output)
 
 

@@ -1,4 +1,4 @@
-"""The reward ``clip``: how close an image is to its prompt, to CLIP (Radford et al. 2021)."""
+"""The reward ``clip``: CLIP similarity of image and prompt (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dpok_cli.rewards.weights import find
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Whose vocabulary of 49408 tokens all published CLIPs share.
+#: Its vocabulary of 49408 tokens is shared by all published CLIPs.
 VIT_L_14 = "openai/clip-vit-large-patch14"
 
 
 class Clip(RewardModel):
-    """CLIP: the cosine of image and prompt, most often 0.1 to 0.4, times its scale."""
+    """CLIP: the cosine of image and prompt, usually 0.1 to 0.4, times its scale."""
 
     name = "clip"
     has_tiny = True
@@ -57,7 +57,7 @@ def encoder_files(model: str, local_only: bool = False) -> tuple[Path, ...]:
 
 
 def tokenizer_files(model: str, local_only: bool = False) -> tuple[Path, ...]:
-    """Find ``vocab.json`` and ``merges.txt``: the model's own, else those of OpenAI's CLIP."""
+    """Find ``vocab.json`` and ``merges.txt`` of the model, or else of OpenAI's CLIP."""
     names = ("vocab.json", "merges.txt")
     try:
         return tuple(find(model, name, tiny="clip", local_only=local_only) for name in names)

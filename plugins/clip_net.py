@@ -1,4 +1,4 @@
-"""CLIP as several rewards share it: files, tokenizer, the cosine of image and prompt."""
+"""CLIP for several rewards: files, tokenizer, the cosine of image and prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clip:
     """CLIP's image and text encoders, without gradients to their weights."""
 
     def __init__(self, net: CLIPModel, tokenizer: CLIPTokenizer):
-        """Raises ``RewardError`` if the tokenizer has not as many tokens as the net embeds."""
+        """Raises ``RewardError`` if the tokenizer and the net differ in vocabulary size."""
         rows = net.config.text_config.vocab_size
         if len(tokenizer) != rows:
             raise RewardError(
@@ -43,11 +43,11 @@ class Clip:
         return self.cosine_of_pixels(clip_preprocess(images, size), prompts)
 
     def cosine_of_pixels(self, pixel_values: Tensor, prompts: list[str]) -> Tensor:
-        """Compare (B, 3, S, S) pixels, as the net takes them, to their prompts; returns (B,)."""
-        unique = list(dict.fromkeys(prompts))  # most often few, or one
+        """Compare preprocessed pixels (B, 3, S, S) to their prompts; returns (B,)."""
+        unique = list(dict.fromkeys(prompts))  # usually one or a few
         tokens = self.tokenizer(
             unique,
-            padding=True,  # behind the end, where no token that counts sees it
+            padding=True,  # after the end token, which does not attend to it
             truncation=True,
             max_length=self.net.config.text_config.max_position_embeddings,
             return_tensors="pt",
@@ -61,8 +61,8 @@ class Clip:
 def from_pretrained(kind: Any, folder: Path) -> Any:
     """Load a transformers model from a folder, in fp32, frozen.
 
-    Raises ``RewardError`` naming a weight that is missing or of another shape, which transformers
-    would make up.
+    Raises ``RewardError`` naming a weight that is missing or of another shape; transformers would
+    initialise it at random.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -72,14 +72,14 @@ def from_pretrained(kind: Any, folder: Path) -> Any:
     lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if lacking:
         raise RewardError(
-            f"the checkpoint in {folder} lacks, or has in another shape, {lacking[0]}"
-            f"{' and others' if lacking[1:] else ''}; it is no {kind.__name__}"
+            f"the checkpoint in {folder} is not a {kind.__name__}: missing, or of another shape:"
+            f" {lacking[0]}{' and others' if lacking[1:] else ''}"
         )
     return net.eval().requires_grad_(False)
 
 
 def tokenizer_from_files(vocab: Path, merges: Path) -> CLIPTokenizer:
-    """Make CLIP's tokenizer of its two files; raises ``RewardError`` if a token gets lost."""
+    """Build CLIP's tokenizer from its two files; raises ``RewardError`` if a token gets lost."""
     ids = json.loads(vocab.read_text(encoding="utf-8"))
     lines = merges.read_text(encoding="utf-8").splitlines()
     pairs = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]

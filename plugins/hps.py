@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HPS(RewardModel):
-    """HPS v2.1: human preference for an image given its prompt, most often 0.2 to 0.35."""
+    """HPS v2.1: human preference for an image given its prompt, usually 0.2 to 0.35."""
 
     name = "hps"
     range = (-1.0, 1.0)
@@ -42,7 +42,7 @@ class HPS(RewardModel):
         weights = read(checkpoint)
         if checkpoint.suffix == ".pt":
             if "state_dict" not in weights:
-                raise RewardError(f"{checkpoint} has no state_dict; it is no checkpoint of HPS v2")
+                raise RewardError(f"{checkpoint} has no state_dict; it is not an HPS v2 checkpoint")
             weights = weights["state_dict"]  # type: ignore[assignment]
         net = from_open_clip(weights).to(self.device)
         self.clip = Clip(net, tokenizer_from_files(vocab, merges))

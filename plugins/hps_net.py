@@ -1,4 +1,4 @@
-"""An open_clip ViT-H-14 checkpoint, as HPS v2 has it, put into transformers' ``CLIPModel``."""
+"""Converts HPS v2's open_clip ViT-H-14 checkpoint to transformers' ``CLIPModel``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import CLIPConfig, CLIPModel
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.images import clip_normalise, resize
 
-# The widths of one attention head of ViT-H-14, which the shapes do not tell.
+# The widths of one attention head of ViT-H-14, which the shapes do not determine.
 _VISION_HEAD_WIDTH = 80
 _TEXT_HEAD_WIDTH = 64
-# Ours from theirs; in "PREFIX.transformer.resblocks.N." the names of _BLOCK follow.
+# open_clip name: transformers name; for "PREFIX.transformer.resblocks.N." see _BLOCK.
 _NAMES = {
     "logit_scale": "logit_scale",
     "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
@@ -46,9 +46,9 @@ _BLOCK_KEY = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](we
 
 
 def from_open_clip(weights: Mapping[str, Tensor]) -> CLIPModel:
-    """Build the CLIPModel of an open_clip checkpoint of ViT-H-14's form; sizes are its shapes'.
+    """Build the CLIPModel of an open_clip ViT-H-14 checkpoint; sizes are read from the shapes.
 
-    Raises ``RewardError`` naming a key that is missing, left over or of another shape.
+    Raises ``RewardError`` naming a key that is missing, unexpected or of another shape.
     """
     ours: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -56,16 +56,16 @@ def from_open_clip(weights: Mapping[str, Tensor]) -> CLIPModel:
     with torch.device("meta"):
         net = CLIPModel(_config(weights, ours))
     shapes = {name: value.shape for name, value in net.state_dict().items()}
-    _check("lacks what becomes", shapes.keys() - ours.keys())
-    _check("has the unknown", ours.keys() - shapes.keys())
+    _check("lacks the weight for", shapes.keys() - ours.keys())
+    _check("has the unknown key", ours.keys() - shapes.keys())
     _check("has another shape for", {name for name in shapes if ours[name].shape != shapes[name]})
-    net = CLIPModel(net.config)  # its buffers, which no checkpoint fills, are made anew
+    net = CLIPModel(net.config)  # its buffers, which no checkpoint fills, are created again
     net.load_state_dict(ours)
     return net
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:
-    """Make (B, 3, H, W) in [0, 1] what HPS v2 takes: the longer side ``size``, the rest black."""
+    """Preprocess (B, 3, H, W) in [0, 1] for HPS v2: longer side ``size``, the rest black."""
     height, width = images.shape[-2:]
     scale = size / max(height, width)
     height, width = round(height * scale), round(width * scale)
@@ -75,12 +75,12 @@ def preprocess(images: Tensor, size: int) -> Tensor:
 
 
 def _translate(key: str, value: Tensor) -> dict[str, Tensor]:
-    """Name a weight as CLIPModel does; one of q, k and v together becomes three."""
+    """Rename a weight for CLIPModel; a combined q, k, v weight becomes three."""
     if key in _NAMES:
         return {_NAMES[key]: value.T if key in _TRANSPOSED else value}
     match = _BLOCK_KEY.fullmatch(key)
     if match is None:
-        return {key: value}  # unknown, and told as such
+        return {key: value}  # unknown; reported as an unknown key
     visual, number, part, kind = match.groups()
     layer = f"{'vision' if visual else 'text'}_model.encoder.layers.{number}"
     if part == "attn.in_proj":
@@ -140,6 +140,4 @@ def _config(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> CLIPCon
 def _check(what: str, keys: set[str]) -> None:
     if keys:
         shown = ", ".join(sorted(keys)[:3]) + (", ..." if len(keys) > 3 else "")
-        raise RewardError(
-            f"the checkpoint {what} {shown}; it is not an open_clip ViT-H-14 as HPS v2 has it"
-        )
+        raise RewardError(f"the checkpoint {what} {shown}; it is not HPS v2's open_clip ViT-H-14")

@@ -1,7 +1,7 @@
-"""The reward ``http``: one that runs in another process, environment or machine.
+"""The reward ``http``: a reward in another process, environment or machine.
 
-``dpok serve-reward`` serves any installed reward so; ``dpok_cli.rewards.wire`` says what to answer
-for one that cannot be installed beside dpok.
+``dpok serve-reward`` serves any installed reward; ``dpok_cli.rewards.wire`` documents the format
+for a reward that cannot be installed next to dpok.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-#: Answers that a server gives while it is starting, stopping or busy.
+#: Statuses of a server that is starting, stopping or busy; the request is repeated.
 PASSING = (429, 502, 503, 504)
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
 
 
 class Http(RewardModel):
-    """The score of a reward that is served at ``url``, as `dpok serve-reward` does it."""
+    """The score of a reward that is served at ``url``, for example by `dpok serve-reward`."""
 
     name = "http"
     batch_size = 256
@@ -36,10 +36,10 @@ class Http(RewardModel):
 
     @dataclass(frozen=True)
     class Options:
-        """How to ask ``url``: ``batch`` images a request, ``in_flight`` requests at a time.
+        """Requests to ``url``: ``batch`` images per request, ``in_flight`` requests at a time.
 
-        A request may take ``timeout`` seconds. One that fails is sent again, with growing pauses,
-        for up to ``retry`` seconds after it first failed.
+        A request may take ``timeout`` seconds. A failed request is repeated with growing pauses,
+        for up to ``retry`` seconds after its first failure.
         """
 
         url: str
@@ -52,19 +52,19 @@ class Http(RewardModel):
             try:
                 parts = urlsplit(self.url)
                 usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-            except ValueError:  # the port is no number, or too large
+            except ValueError:  # the port is not a number, or too large
                 usable = False
             if not usable:
                 raise ValueError(f"url={self.url!r} must be of the form http://host:port")
             if min(self.batch, self.in_flight) < 1 or self.timeout <= 0 or self.retry < 0:
-                raise ValueError("batch, in_flight and timeout must be above 0, retry not below")
+                raise ValueError("batch, in_flight and timeout must be > 0, and retry >= 0")
 
     def __init__(self, options: Any = None, device: str | torch.device = "cpu"):
         super().__init__(options, device)
-        self._stop = Event()  # of the score that is under way
+        self._stop = Event()  # of the running score
 
     def stop(self) -> None:
-        """Send no request again that fails; the score fails with the first that does."""
+        """Stop repeating failed requests; the score fails with the next failure."""
         self._stop.set()
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -80,9 +80,9 @@ class Http(RewardModel):
             try:
                 done, _ = wait(answers, return_when=FIRST_EXCEPTION)
                 for answer in done:
-                    answer.result()  # raises what went wrong
+                    answer.result()  # raises its error
             finally:
-                stop.set()  # if one has failed for good, the others need not try on
+                stop.set()  # after a final failure the others stop retrying
                 pool.shutdown(cancel_futures=True)
         scores = [score for answer in answers for score in answer.result()]
         return torch.tensor(scores, dtype=torch.float32)
@@ -104,7 +104,7 @@ class Http(RewardModel):
             if stop.is_set() or time.monotonic() + pause > deadline:
                 raise RewardError(
                     f"{self.options.url} did not answer for {self.options.retry:g} s ({why});"
-                    " start its server again, or give it longer with retry=SECONDS"
+                    " start its server again, or allow more time with retry=SECONDS"
                 )
             stop.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -135,9 +135,9 @@ class Http(RewardModel):
             )
         scores = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != count:
-            raise RewardError(f"{self.options.url} gave no list of {count} scores")
+            raise RewardError(f"{self.options.url} did not return a list of {count} scores")
         if not all(isinstance(score, int | float) for score in scores):
-            raise RewardError(f"{self.options.url} gave scores that are no numbers")
+            raise RewardError(f"{self.options.url} returned scores that are not numbers")
         return scores
 
 

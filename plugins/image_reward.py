@@ -1,7 +1,7 @@
-"""The reward ``image-reward``: how well people would like an image for its prompt.
+"""The reward ``image-reward``: human preference for an image given its prompt.
 
 ImageReward (Xu et al. 2023, arXiv 2304.05977), read from its published checkpoint. The network is
-in ``image_reward_net``, apart from this file so that listing rewards need not import torch.
+in ``image_reward_net``, so that listing rewards does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dpok_cli.rewards.weights import find, read
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Whose vocabulary the published checkpoint was trained with: 30522 tokens.
+#: The published checkpoint was trained with its vocabulary of 30522 tokens.
 BERT = "google-bert/bert-base-uncased"
 
 
@@ -61,7 +61,7 @@ class ImageReward(RewardModel):
         self.net.requires_grad_(False).to(self.device)
         self.tokenizer = net.tokenizer_from_vocab(vocab)
         size, rows = len(self.tokenizer), self.net.text.config.vocab_size
-        if size not in (rows, rows - 2):  # published: [DEC] and [ENC] too, which are never fed
+        if size not in (rows, rows - 2):  # published: plus [DEC] and [ENC], never used
             raise RewardError(
                 f"the vocabulary {vocab} has {size} tokens but the checkpoint embeds {rows};"
                 f" put its own vocab.txt beside {checkpoint.name}"
@@ -77,7 +77,7 @@ class ImageReward(RewardModel):
 
 
 def __getattr__(name: str) -> Any:
-    """Offer the network's public names here too; only asking for one imports torch."""
+    """Re-export the network's public names; torch is imported on first access."""
     if name not in ("ImageRewardNet", "from_published", "to_published", "tokenizer_from_vocab"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dpok_plugins import image_reward_net

@@ -28,7 +28,7 @@ SCORE_MEAN = 0.16717362830052426
 SCORE_STD = 1.0333394966054072
 MAX_TOKENS = 35
 
-# Published names that the score does not need: BLIP's contrastive projections and a buffer.
+# Published names that do not affect the score: BLIP's contrastive projections and a buffer.
 _DROPPED = re.compile(r"blip\.(text_encoder\.embeddings\.position_ids|(vision|text)_proj\..+)")
 _VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -44,7 +44,7 @@ _VISION_LAYER = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_VISION_HEAD_WIDTH = 64  # one attention head of a ViT, whatever the width of the whole
+_VISION_HEAD_WIDTH = 64  # of one ViT attention head, at any model width
 _MED_CONFIG = (
     "hidden_size",
     "intermediate_size",
@@ -58,11 +58,12 @@ _MED_CONFIG = (
 
 
 class ImageRewardNet(nn.Module):
-    """Image and prompt to one score, before normalisation.
+    """Maps image and prompt to one score, before normalisation.
 
     ``head_sizes`` are the widths of the head's hidden layers (published: 1024, 128, 64, 16); one
-    output follows. ``text_config`` is given the vision width to attend to. To train from scratch,
-    give ``vision_config`` an ``initializer_range`` of 0.02: its default of 1e-10 is near zero.
+    output follows. The vision width is set in ``text_config`` for cross-attention. To train from
+    scratch, set ``initializer_range`` in ``vision_config`` to 0.02: the default of 1e-10 is too
+    small.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ImageRewardNet(nn.Module):
         head_sizes: Sequence[int],
     ):
         super().__init__()
-        text_config.is_decoder = True  # builds the cross-attention
+        text_config.is_decoder = True  # creates the cross-attention
         text_config.encoder_hidden_size = vision_config.hidden_size
         self.vision = BlipVisionModel(vision_config)
         self.text = BlipTextModel(text_config, add_pooling_layer=False)
@@ -84,7 +85,7 @@ class ImageRewardNet(nn.Module):
         return self.score_tokens(self.image_tokens(pixel_values), input_ids, attention_mask)
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """See (B, 3, S, S) normalised pixels; returns (B, patches + 1, vision width)."""
+        """Encode (B, 3, S, S) normalised pixels; returns (B, patches + 1, vision width)."""
         return self.vision(pixel_values).last_hidden_state
 
     def score_tokens(self, image: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -93,18 +94,18 @@ class ImageRewardNet(nn.Module):
             input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=image,
-            is_decoder=False,  # every token sees every other
+            is_decoder=False,  # bidirectional attention
         ).last_hidden_state  # (B, L, text width)
         return self.head(text[:, 0]).squeeze(-1)
 
     @property
     def image_size(self) -> int:
-        """The side, in pixels, of the square images that the network takes."""
+        """The side, in pixels, of the network's square input."""
         return cast(int, self.vision.config.image_size)
 
 
 def tokenize(tokenizer: BertTokenizer, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, each (B, 35): longer prompts are cut, others padded."""
+    """Return token ids and attention mask, each (B, 35), truncated or padded."""
     tokens = tokenizer(
         list(prompts),
         padding="max_length",
@@ -116,10 +117,10 @@ def tokenize(tokenizer: BertTokenizer, prompts: Sequence[str]) -> tuple[Tensor, 
 
 
 def tokenizer_from_vocab(vocab: Sequence[str] | str | Path) -> BertTokenizer:
-    """Make a lower-casing WordPiece tokenizer of a list of tokens, or of a ``vocab.txt``.
+    """Build a lower-casing WordPiece tokenizer from a list of tokens or a ``vocab.txt``.
 
-    Raises ``RewardError`` if the tokenizer does not hold exactly these tokens: one that lacks
-    ``[CLS]`` or names a token twice would give other ids than the network was trained with.
+    Raises ``RewardError`` if the tokenizer does not have exactly these tokens: without ``[CLS]``,
+    or with a duplicate token, the ids would differ from those used in training.
     """
     if isinstance(vocab, str | Path):
         vocab = Path(vocab).read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -139,19 +140,19 @@ def from_published(
 
     The vision encoder's and the head's sizes are read from the shapes, the text encoder's from
     ``med_config`` (the published ``med_config.json``). The weights are not copied. Raises
-    ``RewardError`` naming a key that is missing, left over or of another shape.
+    ``RewardError`` naming a key that is missing, unexpected or of another shape.
     """
     weights = {name: value for name, value in state_dict.items() if not _DROPPED.fullmatch(name)}
     with torch.device("meta"):
         net = ImageRewardNet(*_configs(weights, med_config))
     expected = to_published(net)
     _check("lacks", expected.keys() - weights.keys())
-    _check("has the unknown", weights.keys() - expected.keys())
+    _check("has the unknown key", weights.keys() - expected.keys())
     _check("has another shape for", {k for k in expected if expected[k].shape != weights[k].shape})
     names = _published_names(net)
     net.load_state_dict({ours: weights[names[ours]] for ours in names}, assign=True)
     positions = torch.arange(net.text.config.max_position_embeddings).expand(1, -1)
-    # The one buffer, which no checkpoint fills.
+    # The only buffer; checkpoints do not contain it.
     net.text.embeddings.register_buffer("position_ids", positions, persistent=False)
     return net
 
@@ -163,7 +164,7 @@ def to_published(net: ImageRewardNet) -> dict[str, Tensor]:
 
 
 def _published_names(net: ImageRewardNet) -> dict[str, str]:
-    """Map our name of every weight to its published one."""
+    """Map our name of each weight to its published name."""
     vision = {ours: theirs for theirs, ours in _VISION.items()}
     layer = {ours: theirs for theirs, ours in _VISION_LAYER.items()}
     last = len(net.head) - 1
@@ -172,7 +173,7 @@ def _published_names(net: ImageRewardNet) -> dict[str, str]:
         part, rest = ours.split(".", 1)
         if part == "text":
             return f"blip.text_encoder.{rest}"
-        if part == "head":  # dropout stands after every layer but the last two
+        if part == "head":  # dropout follows every layer except the last two
             index, kind = rest.split(".")
             place = 2 * last - 1 if int(index) == last else 2 * int(index)
             return f"mlp.layers.{place}.{kind}"
@@ -195,7 +196,7 @@ def _configs(
         return weights[name].shape
 
     def count(pattern: str) -> list[int]:
-        """The distinct numbers that stand in the keys of this pattern, in order."""
+        """The distinct numbers in the keys that match this pattern, in order."""
         return sorted({int(m[1]) for name in weights if (m := re.match(pattern, name))})
 
     visual = "blip.visual_encoder"

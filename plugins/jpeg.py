@@ -1,7 +1,7 @@
-"""The rewards ``jpeg-compressibility`` and ``jpeg-incompressibility``: how large the file is.
+"""The rewards ``jpeg-compressibility`` and ``jpeg-incompressibility``: the file size.
 
-The two of DDPO (Black et al. 2023, arXiv 2305.13301): easy to move and to check by hand, and so
-good for trying out settings. They look at no prompt.
+The two rewards of DDPO (Black et al. 2023, arXiv 2305.13301). They are easy to optimise and to
+check by hand, which makes them useful for trying out settings. They ignore the prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ QUALITY = 95
 
 
 class JpegIncompressibility(RewardModel):
-    """The image's size as a JPEG of quality 95, in kB (1000 bytes); more is better."""
+    """The image's size as a JPEG of quality 95, in kB (1000 bytes); higher is better."""
 
     name = "jpeg-incompressibility"
     needs_device = False
@@ -37,7 +37,7 @@ class JpegIncompressibility(RewardModel):
 
 
 class JpegCompressibility(JpegIncompressibility):
-    """The image's size as a JPEG of quality 95, in kB (1000 bytes); less is better."""
+    """The image's size as a JPEG of quality 95, in kB (1000 bytes); lower is better."""
 
     name = "jpeg-compressibility"
     higher_is_better = False

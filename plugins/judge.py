@@ -1,8 +1,7 @@
-"""The reward ``judge``: whether a picture of the tiny world shows what its prompt asks for.
+"""The reward ``judge``: whether an image of the tiny world shows what its prompt asks for.
 
-The held-out truth of the tiny world, as GenEval is for real images: evaluate with it, and train
-with something else. The network is in ``judge_net``, apart from this file so that listing rewards
-need not import torch.
+The held-out ground truth of the tiny world, as GenEval is for real images: use it for evaluation
+only. The network is in ``judge_net``, so that listing rewards does not import torch.
 """
 
 from __future__ import annotations
@@ -60,14 +59,14 @@ def _asked(prompt: str) -> Scene:
     scene = parse(prompt)
     if scene is None:
         raise RewardError(
-            f"{prompt!r} is no prompt of the tiny world; ask for one or two kinds of"
+            f"{prompt!r} is not a prompt of the tiny world; ask for one or two kinds of"
             " object, with a count, colour or place, as in 'Two red cats on the beach.'"
         )
     return scene
 
 
 def __getattr__(name: str) -> Any:
-    """Offer the network's public names here too; only asking for one imports torch."""
+    """Re-export the network's public names; torch is imported on first access."""
     if name not in ("JudgeNet", "Views", "scenes"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from dpok_plugins import judge_net

@@ -1,4 +1,4 @@
-"""The judge's network: a small ResNet that says what a picture of the tiny world shows."""
+"""The judge's network: a small ResNet that predicts what an image of the tiny world shows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ IMAGE_SIZE = 64
 
 @dataclass(frozen=True)
 class Views:
-    """What the judge sees in B images, as logits."""
+    """Predictions for B images, as logits."""
 
     counts: Tensor  # (B, objects, MAX_COUNT + 1): how many of each object, 0 to 5
-    colours: Tensor  # (B, objects, colours): which colour each object has, if it is there
+    colours: Tensor  # (B, objects, colours): the colour of each object, if present
     place: Tensor  # (B, places)
 
 
 class JudgeNet(nn.Module):
-    """Images of the tiny world to logits of their objects' counts and colours, and of the place."""
+    """Maps images of the tiny world to logits of object counts, object colours and the place."""
 
     def __init__(self, config: ResNetConfig):
         super().__init__()
@@ -38,20 +38,20 @@ class JudgeNet(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path) -> JudgeNet:
-        """Read ``config.json`` and ``model.safetensors``; in fp32, whatever the file holds."""
+        """Read ``config.json`` and ``model.safetensors``; always in fp32."""
         net = cls(ResNetConfig.from_json_file(folder / "config.json"))
         net.load_state_dict(load_file(folder / "model.safetensors"))
         return net.eval()
 
     def save(self, folder: Path) -> None:
-        """Write what ``from_folder`` reads, in the network's own precision."""
+        """Write the files that ``from_folder`` reads, in the network's precision."""
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.config.to_json_file(folder / "config.json")
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     def forward(self, images: Tensor) -> Views:
-        """Look at (B, 3, H, W) in [0, 1]; another size than 64 x 64 is resized."""
+        """Predict from (B, 3, H, W) in [0, 1]; other sizes are resized to 64 x 64."""
         images = resize(images, IMAGE_SIZE, IMAGE_SIZE)
         features = self.backbone(images * 2 - 1).pooler_output.flatten(1)  # (B, width)
         return Views(
@@ -62,7 +62,7 @@ class JudgeNet(nn.Module):
 
 
 def scenes(views: Views) -> list[Scene]:
-    """Return the most likely scene of each image: the objects counted more than zero times."""
+    """Return the most likely scene of each image: the objects with a count above zero."""
     counts = views.counts.argmax(-1).tolist()
     colours = views.colours.argmax(-1).tolist()
     places = views.place.argmax(-1).tolist()

@@ -1,4 +1,4 @@
-"""The reward ``pickscore``: PickScore (Kirstain et al. 2023, arXiv 2305.01569), a tuned CLIP."""
+"""The reward ``pickscore``: PickScore (Kirstain et al. 2023, arXiv 2305.01569)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class PickScore(Clip):
-    """PickScore: human preference for an image given its prompt, most often 18 to 24."""
+    """PickScore: human preference for an image given its prompt, usually 18 to 24."""
 
     name = "pickscore"
     has_tiny = False
 
     @dataclass(frozen=True)
     class Options:
-        """``model``: hub id or folder of a ``CLIPModel`` that was trained on preferences."""
+        """``model``: hub id or folder of a ``CLIPModel`` trained on preferences."""
 
         model: str = "yuvalkirstain/PickScore_v1"
 

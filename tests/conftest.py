@@ -1,14 +1,20 @@
-"""What the tests share: a command line in an empty folder, and a very small pipeline."""
+"""What the tests share: command lines, a very small pipeline and its adapters, test rewards."""
 
 import os
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 
 # No test reaches for the hub, whether there is a network or not.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As `dpok` sets it for itself.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 # Models as small as these gain nothing from more threads: `make test` runs a process a core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -43,66 +49,113 @@ def least_lora() -> bytes:
 
 
 @pytest.fixture(scope="session")
-def pipeline_folder(tmp_path_factory) -> Path:
-    """A Stable Diffusion pipeline in v1's format: 16 x 16 pixels, random weights, draws noise."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def template():
+    """The very small pipeline, for all who copy it."""
+    from support.pipelines import make_pipeline
 
-    torch.manual_seed(0)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {word: number for number, word in enumerate(words)}
-    blocks = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-    pipeline = StableDiffusionPipeline(
-        tokenizer=CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16),
-        text_encoder=CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(vocab),
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                max_position_embeddings=16,
-                bos_token_id=512,
-                eos_token_id=513,
-            )
-        ),
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            **blocks,
-        ),
-        vae=AutoencoderKL(
-            sample_size=16,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            **blocks,
-        ),
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    return make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(template, tmp_path_factory) -> Path:
+    """The very small pipeline on disk, for all who only read it."""
     folder = tmp_path_factory.mktemp("models") / "pipeline"
-    pipeline.save_pretrained(folder)
+    template.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def adapters(pipeline_folder, tmp_path_factory) -> dict[str, Path]:
+    """Two adapters of the very small pipeline: "shaken" changes its images, "none" does not."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from dpok_cli import cli
+
+    runs = tmp_path_factory.mktemp("adapters")
+    small = (
+        "--prompt=cat --rounds=1 --samples-per-round=2 --updates-per-round=1 --batch-size=2"
+        " --num-inference-steps=2 --lora-rank=4 --evaluation-samples=0 --sample-every=0 --tracker="
+        f" --device=cpu --reward=jpeg-compressibility --model={pipeline_folder} --runs-dir={runs}"
+    )
+    assert cli.run(["train-rl", "--quiet", "--name=run", *small.split()]) == 0
+    generator, made = torch.Generator().manual_seed(0), {}
+    for name, size in {"shaken": 0.3, "none": 0.0}.items():
+        made[name] = runs / name
+        shutil.copytree(runs / "run" / "adapter", made[name])
+        (file,) = made[name].glob("*.safetensors")
+        with safe_open(file, "pt") as trained:
+            metadata = trained.metadata()
+            weights = {key: trained.get_tensor(key) for key in trained.keys()}  # noqa: SIM118
+        noise = {
+            key: size * torch.randn(weight.shape, generator=generator)
+            for key, weight in weights.items()
+        }
+        save_file(noise, file, metadata)
+    return made
+
+
+@pytest.fixture
+def install(tmp_path_factory, monkeypatch):
+    """Install reward plugins as packages leave them, until the test is over.
+
+    ``install(Reward, ..., package=..., version=...)`` offers these classes; with ``source`` the
+    package's module is that text instead. ``dpok`` finds them through their entry points.
+    """
+    from dpok_cli import hookimpl
+    from dpok_cli.rewards.manager import registry
+
+    monkeypatch.delenv("DPOK_PLUGINS", raising=False)
+
+    def install(*rewards: type, package="dpok-test", version="1", source="") -> None:
+        name = f"plugin_of_{package.replace('-', '_')}"
+        site = tmp_path_factory.mktemp("site")
+        if source:
+            (site / f"{name}.py").write_text(source)
+        else:
+            module = ModuleType(name)
+
+            @hookimpl
+            def register_rewards(register):
+                for reward in rewards:
+                    register(reward)
+
+            module.register_rewards = register_rewards
+            monkeypatch.setitem(sys.modules, name, module)
+        info = site / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        head = f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"
+        (info / "METADATA").write_text(head)
+        (info / "entry_points.txt").write_text(f"[dpok]\nplugin = {name}\n")
+        monkeypatch.syspath_prepend(site)
+        registry.cache_clear()
+
+    yield install
+    registry.cache_clear()
+
+
+@pytest.fixture
+def python(tmp_path, tmp_path_factory):
+    """Start ``python ARGUMENT ...`` in a folder; what still runs at the test's end is killed.
+
+    ``python("-m", "dpok_cli", "train-rl", ...)`` returns a `Process`, by default a fork of one
+    that has imported everything; ``fresh`` starts a program of its own.
+    """
+    from support.processes import FreshProcess, Process
+
+    started = []
+
+    def python(*arguments, folder=tmp_path, environment=None, fresh=False) -> Process:
+        given = os.environ | (environment or {})
+        output = tmp_path_factory.mktemp("output")
+        kind = FreshProcess if fresh else Process
+        started.append(kind([str(each) for each in arguments], Path(folder), given, output))
+        return started[-1]
+
+    yield python
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture
@@ -115,8 +168,9 @@ def plant(tmp_path):
     from PIL import Image
 
     from dpok_cli.config import EvaluateConfig
+    from dpok_cli.engine.evaluation.contenders import BASE, Contender
     from dpok_cli.engine.evaluation.folder import EvaluationFolder
-    from dpok_cli.engine.evaluation.plan import BASE, Contender, Evaluation, Prompt
+    from dpok_cli.engine.evaluation.plan import Evaluation, Prompt
 
     a_prompt = Prompt("a red cat", "seen", "colour")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from dpok_cli import cli
-from dpok_cli.engine.training.checkpoint import MANIFEST, STATE
 
 Damage = Callable[[Path], object]
 
@@ -21,6 +20,7 @@ SFT = f"train-sft {QUIET} --prompt=cat --lora-rank=2 --model=model"
 SAMPLE = "sample --quiet --device=cpu --prompt=cat --seeds=0 --output=out --model=model"
 EVALUATE = f"evaluate {QUIET} --prompt=cat --samples=1 --resamples=100 --output=out --model=model"
 RL, SFT_RUN = "runs/rl", "runs/sft"
+STATE, MANIFEST = "state.safetensors", "manifest.json"  # of a checkpoint
 LORA = "pytorch_lora_weights.safetensors"
 UNET = "model/unet/diffusion_pytorch_model.safetensors"
 CHECKPOINT, LAST = f"{RL}/checkpoints/000001", f"{SFT_RUN}/checkpoints/000001"
@@ -181,7 +181,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "state was cut off": (
         cut(f"{CHECKPOINT}/{STATE}"),
         "train-rl --resume=rl",
-        "is whole, so there",
+        "is whole, so the run cannot be resumed",
     ),
     "state is empty": (write(f"{CHECKPOINT}/{STATE}", ""), "train-rl --resume=rl", "is whole, so"),
     "state is lost": (
@@ -210,12 +210,12 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "checkpoint of another rank": (
         replace(f"{RL}/config.toml", "lora_rank = 2", "lora_rank = 4"),
         "train-rl --resume=rl",
-        "The checkpoint of round 1 holds another adapter than config.toml asks for",
+        "The checkpoint holds another adapter than config.toml asks for",
     ),
     "checkpoint of other layers": (
         replace(f"{SFT_RUN}/config.toml", '    "to_k",\n', ""),
         "train-sft --resume=sft",
-        "The checkpoint of step 1 holds another adapter than config.toml asks for",
+        "The checkpoint holds another adapter than config.toml asks for",
     ),
     "metrics are damaged": (
         write(f"{RL}/metrics.jsonl", "{}\n"),
@@ -283,7 +283,7 @@ def test_is_one_line_and_nothing_is_written(case, dpok, whole, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_what_is_not_damaged_goes_on(dpok, whole, tmp_path):
+def test_the_same_commands_work_on_whole_files(dpok, whole, tmp_path):
     """So that the cases above fail for their own reasons."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     for command in ("train-rl --resume=rl --rounds=2", "train-sft --resume=sft --steps=2"):

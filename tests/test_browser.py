@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -18,11 +17,13 @@ from dpok_cli.engine.evaluation.report.human import write_human_page
 from dpok_cli.engine.evaluation.report.plots import plot_evaluation
 from dpok_cli.engine.evaluation.results import summarise
 from dpok_cli.rewards.manager import build
+from support.waiting import wait_for
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         CHROMIUM is None and "DPOK_REQUIRE_BROWSER" not in os.environ,
         reason=f"no browser: none of {', '.join(NAMES)} is here; `make browser` installs one",
@@ -33,7 +34,6 @@ pytestmark = [
 PROMPTS = (Prompt("a red cat", "seen", "colour"), Prompt("a red dog", "unseen", "colour"))
 #: The code that Chromium knows a key by.
 KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "=": 187, "Backspace": 8}
-PATIENCE = 120  # seconds; the machine may be busy
 
 
 class Browser:
@@ -101,7 +101,7 @@ class Browser:
 
     def load(self, method, **params):
         """Ask for a page, and wait until it has loaded: it, not the one before it."""
-        self.value("document.readyState")  # what the page before still had to tell is read
+        self.value("document.readyState")  # reads what is left of the page before
         self.events = [event for event in self.events if "loadEventFired" not in event["method"]]
         self.page(method, **params)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
@@ -175,7 +175,7 @@ def test_votes_go_through_the_page_and_come_back(browser, plant, dpok, tmp_path)
             " const context = canvas.getContext('2d'); context.drawImage(image, 0, 0);"
             " const [r, g] = context.getImageData(0, 0, 1, 1).data; return g > r; })()"
         )
-        assert green == sides[name]  # the key tells the truth
+        assert green == sides[name]  # the key is right
         asked = text_of(browser, "question")
         assert ("fits the text" in asked) == (question == "alignment")
         assert (text_of(browser, "prompt") != "") == (question == "alignment")
@@ -201,10 +201,7 @@ def test_votes_go_through_the_page_and_come_back(browser, plant, dpok, tmp_path)
     downloads.mkdir()
     browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
     browser.value("document.getElementById('export').click()")
-    end = time.monotonic() + PATIENCE
-    while not (files := list(downloads.glob("votes-*.json"))) and time.monotonic() < end:
-        time.sleep(0.1)
-    (file,) = files
+    (file,) = wait_for(lambda: list(downloads.glob("votes-*.json")))
     assert browser.troubles() == []
 
     result = dpok("evaluate", "--json", "--votes", str(file), "--output", str(folder.path))

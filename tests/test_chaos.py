@@ -1,23 +1,20 @@
-"""Runs killed at random moments and gone on with are the run that was left alone, bit for bit.
+"""Runs killed at random moments and resumed are the run that was never killed, bit for bit.
 
-A few runs in the suite; ``make chaos`` does fifty and prints its counts. The processes are forks of
-one that has imported everything, so that their time is training's and not torch's.
+A few runs in the suite; ``make chaos`` does fifty and prints its counts.
 """
 
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("chaos_worker.py")
+from support.waiting import wait_for
+
 COUNT = int(os.environ.get("DPOK_CHAOS", "4"))
 #: Each with the numbers of the checkpoints that it writes.
 RUNS = {
@@ -36,25 +33,19 @@ COMMON = (
     "--prompt=cat --reward=jpeg-incompressibility --num-inference-steps=2 --sample-count=2"
     " --lora-rank=2 --learning-rate=0.01 --evaluation-samples=2 --device=cpu --tracker= --quiet"
 )
-IMPORTED = (
-    "pytest dpok_cli.cli dpok_cli.engine.rl.loop dpok_cli.engine.sft.loop"
-    " dpok_cli.engine.evaluation.compare dpok_cli.engine.runs.plots dpok_cli.rewards.manager"
-).split()
 
 
 class Runs:
     """Runs in a folder, each of one process after another."""
 
-    def __init__(self, folder: Path, model: Path):
-        self.folder, self.model = folder, model
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(IMPORTED)
+    def __init__(self, folder: Path, model: Path, python: Callable):
+        self.folder, self.model, self.python = folder, model, python
 
     def path(self, name: str) -> Path:
         return self.folder / "runs" / name
 
     def start(self, command: str, name: str):
-        """Start a run, or go on with it if it has begun."""
+        """Start a run, or resume it if it has begun."""
         if (self.path(name) / "config.toml").exists():
             arguments = [command, "--resume", name, "--quiet"]
         else:
@@ -62,27 +53,19 @@ class Runs:
             flags, _ = RUNS[command]
             arguments = [command, *flags.split(), *COMMON.split()]
             arguments += [f"--model={self.model}", f"--name={name}"]
-        given = {"FOLDER": self.folder, "ARGUMENTS": arguments, "TOLD": self.folder / "told"}
-        process = self.context.Process(
-            target=runpy.run_path, args=(str(WORKER), given, "__main__"), daemon=True
-        )
-        process.start()
-        return process
+        return self.python("-m", "dpok_cli", *arguments, folder=self.folder)
 
     def finish(self, command: str, name: str) -> None:
         process = self.start(command, name)
-        process.join(600)
-        assert process.exitcode == 0, (self.folder / "told").read_text()
+        assert process.wait() == 0, process.err
 
     def kill(self, command: str, name: str, when: Callable[[], bool]) -> bool:
-        """Start or go on and kill when the moment has come; returns False if it ended before."""
+        """Start or resume, and kill when the moment has come; returns False if it ended before."""
         process = self.start(command, name)
-        while process.exitcode is None and not when():
-            time.sleep(0.001)
+        wait_for(lambda: process.code is not None or when())
         process.kill()
-        process.join()
-        assert process.exitcode in (0, -signal.SIGKILL), (self.folder / "told").read_text()
-        return process.exitcode != 0
+        assert process.code in (0, -9), process.err
+        return process.code != 0
 
     def left(self, name: str):
         """What a run leaves that must be the same: adapter, metrics, grids, summary, images."""
@@ -101,12 +84,15 @@ class Runs:
         return metrics, {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
-def test_killed_runs_end_as_those_left_alone(pipeline_folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_killed_runs_end_as_those_left_alone(
+    python, pipeline_folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.delenv("DPOK_DEBUG", raising=False)
-    runs, began = Runs(tmp_path, pipeline_folder), time.monotonic()
+    runs, began = Runs(tmp_path, pipeline_folder, python), time.monotonic()
     spans, expected = {}, {}
-    runs.kill("train-rl", "warm-up", lambda: True)  # now that begins which all are forks of
+    runs.kill("train-rl", "warm-up", lambda: True)  # starts the process that all are forks of
     for command in RUNS:
         started = time.monotonic()
         runs.finish(command, command)
@@ -121,7 +107,7 @@ def test_killed_runs_end_as_those_left_alone(pipeline_folder, tmp_path, monkeypa
     for number in range(COUNT):
         command = list(RUNS)[number % len(RUNS)]
         name = f"{command}-{number}"
-        for _ in range(chance.choice([1, 1, 2])):  # some are killed again when gone on with
+        for _ in range(chance.choice([1, 1, 2])):  # some are killed again after they resumed
             checkpoints = runs.path(name) / "checkpoints"
             if chance.random() < 0.4:
                 writing = checkpoints / f".{chance.choice(RUNS[command][1]):06d}.tmp"
@@ -148,8 +134,8 @@ def test_killed_runs_end_as_those_left_alone(pipeline_folder, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("part", ["adapter", "metrics"])
-def test_a_difference_would_be_seen(part, tmp_path):
-    runs = Runs(tmp_path, tmp_path)
+def test_a_difference_would_be_seen(part, python, tmp_path):
+    runs = Runs(tmp_path, tmp_path, python)
     run = runs.path("one")
     (run / "adapter").mkdir(parents=True)
     (run / "adapter" / "weights.safetensors").write_bytes(b"1")

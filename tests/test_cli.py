@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dpok_cli import cli, config, errors
-from dpok_cli.commands import _training
 from dpok_cli.config import flags as options
+from dpok_cli.engine.rl.settings import TrainRLConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,7 +77,7 @@ def test_without_a_command_it_is_the_help(dpok):
     assert all(command in bare.out for command in ("train-rl", "sample", "rewards"))
 
 
-TRAINING = {"train-rl": config.TrainRLConfig, "train-sft": config.TrainSFTConfig}
+TRAINING = {"train-rl": TrainRLConfig, "train-sft": config.TrainSFTConfig}
 
 
 @pytest.mark.parametrize("command", TRAINING)
@@ -104,8 +104,8 @@ def test_printed_config_repeats_itself(dpok, tmp_path):
     assert list(tmp_path.iterdir()) == []
     file = tmp_path / "config.toml"
     file.write_text(printed.out)
-    assert config.resolve(config.TrainRLConfig, file=file) == config.resolve(
-        config.TrainRLConfig,
+    assert config.resolve(TrainRLConfig, file=file) == config.resolve(
+        TrainRLConfig,
         "sd15",
         prompts=('a "cat" [red]x[/red]',),
         alpha=2.0,
@@ -114,11 +114,19 @@ def test_printed_config_repeats_itself(dpok, tmp_path):
     assert dpok("train-rl", "--config", str(file), "--print-config").out == printed.out
 
 
-def fail_with(error, monkeypatch):
-    def fail(*_, **__):
-        raise error
+@pytest.fixture
+def fail_with(monkeypatch):
+    """Give the command line a command, ``fail``, that raises an error."""
 
-    monkeypatch.setattr(_training, "train", fail)
+    def fail_with(error):
+        def fail():
+            raise error
+
+        commands = list(cli.app.registered_commands)
+        monkeypatch.setattr(cli.app, "registered_commands", commands)
+        cli.app.command("fail")(fail)
+
+    return fail_with
 
 
 @pytest.mark.parametrize(
@@ -134,23 +142,23 @@ def fail_with(error, monkeypatch):
         ),
     ],
 )
-def test_an_error_is_one_line(error, code, line, dpok, monkeypatch):
-    fail_with(error, monkeypatch)
-    assert dpok("train-rl", "--prompt", "a cat", "--quiet") == (code, "", line + "\n")
+def test_an_error_is_one_line(error, code, line, dpok, fail_with):
+    fail_with(error)
+    assert dpok("fail") == (code, "", line + "\n")
 
 
-def test_debugging_shows_the_traceback(dpok, monkeypatch):
-    fail_with(ZeroDivisionError("by zero"), monkeypatch)
+def test_debugging_shows_the_traceback(dpok, fail_with, monkeypatch):
+    fail_with(ZeroDivisionError("by zero"))
     monkeypatch.setenv("DPOK_DEBUG", "1")
-    code, out, err = dpok("train-rl", "--prompt", "a cat", "--quiet")
+    code, out, err = dpok("fail")
     assert (code, out) == (1, "")
     assert err.startswith("Traceback")
     assert err.endswith("\nError: ZeroDivisionError: by zero\n")
 
 
-def test_an_interrupt_is_130(dpok, monkeypatch):
-    fail_with(KeyboardInterrupt(), monkeypatch)
-    assert dpok("train-rl", "--prompt", "a cat").code == 130
+def test_an_interrupt_is_130(dpok, fail_with):
+    fail_with(KeyboardInterrupt())
+    assert dpok("fail").code == 130
 
 
 def test_main_exits_with_the_code(monkeypatch):

@@ -5,24 +5,13 @@ import json
 import pytest
 from PIL import Image
 
-from dpok_cli.rewards import manager
-from dpok_cli.rewards.base import RewardModel
-
-
-class Redness(RewardModel):
-    """How red the image is."""
-
-    name = "redness"
-
-    def score_batch(self, images, prompts):
-        return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+from support.rewards import Redness
 
 
 @pytest.fixture
-def train(dpok, pipeline_folder, monkeypatch):
+def train(dpok, pipeline_folder, install):
     """Train for two rounds in an empty folder."""
-    rewards = {"redness": manager.Entry(Redness, "dpok-test", "1")}
-    monkeypatch.setattr(manager, "registry", lambda: manager.Registry(rewards))
+    install(Redness)
     settings = {
         "model": pipeline_folder,
         "prompt": "a red cat",
@@ -48,7 +37,7 @@ def test_train_then_sample(train, dpok, pipeline_folder, tmp_path):
     assert result.code == 0, result.err
     assert [row.split()[0] for row in result.out.splitlines()[1:]] == [
         "redness",
-        "diversity",
+        "pixel_distance",
         "Adapter:",
         "Next:",
     ]

@@ -1,4 +1,4 @@
-"""A reward that fails in the second round ends the run in its name; mended, the run goes on."""
+"""A reward that fails in the second round ends the run in its name; mended, the run resumes."""
 
 import json
 import threading
@@ -6,11 +6,9 @@ import tomllib
 
 import pytest
 
-from dpok_cli.rewards import manager
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.serve import RewardServer
-from dpok_plugins.http import Http
 
 
 class Redness(RewardModel):
@@ -29,10 +27,9 @@ class Redness(RewardModel):
 
 
 @pytest.fixture
-def train(dpok, pipeline_folder, monkeypatch):
+def train(dpok, pipeline_folder, install):
     """Train for three rounds with a reward."""
-    rewards = {cls.name: manager.Entry(cls, "dpok-test", "1") for cls in (Redness, Http)}
-    monkeypatch.setattr(manager, "registry", lambda: manager.Registry(rewards))
+    install(Redness)
     settings = {
         "model": pipeline_folder,
         "prompt": "a red cat",
@@ -44,6 +41,7 @@ def train(dpok, pipeline_folder, monkeypatch):
         "lora-rank": 2,
         "evaluation-samples": 0,
         "sample-every": 0,
+        "tracker": "",
         "device": "cpu",
         "name": "broken",
     }
@@ -51,11 +49,11 @@ def train(dpok, pipeline_folder, monkeypatch):
     return lambda spec: dpok("train-rl", *flags, "--reward", spec)
 
 
-def check_ended(result, told, run):
+def check_ended(result, message, run):
     """The error is one line and code 1, and all that was written is whole."""
     assert (result.code, result.out) == (1, "")
     last = result.err.splitlines()[-1]
-    assert last.startswith(f"Error: {told}"), last
+    assert last.startswith(f"Error: {message}"), last
     assert "Traceback" not in result.err
     (line,) = (run / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["round"] == 1
@@ -64,8 +62,8 @@ def check_ended(result, told, run):
     assert [file for file in run.rglob("*") if file.name.endswith(".tmp")] == []
 
 
-def check_goes_on(dpok, run, monkeypatch):
-    """Once the reward is mended the run goes on with the second round, to its end."""
+def check_resumes(dpok, run, monkeypatch):
+    """Once the reward is mended the run resumes with the second round, to its end."""
     kept = (run / "metrics.jsonl").read_text()
     monkeypatch.setattr(Redness, "then", staticmethod(lambda scores: scores))
     result = dpok("train-rl", "--resume", run.name)
@@ -81,7 +79,7 @@ def raises(scores):
 
 
 @pytest.mark.parametrize(
-    ("then", "told"),
+    ("then", "message"),
     [
         (raises, "redness: RuntimeError: out of paper"),
         (lambda scores: scores * float("nan"), "redness: returned nan for 'a red cat'"),
@@ -95,11 +93,11 @@ def raises(scores):
     ids="raises nan inf -inf length rank dtype list".split(),
 )
 def test_a_reward_that_fails_ends_the_run_in_its_name(
-    train, dpok, tmp_path, monkeypatch, then, told
+    train, dpok, tmp_path, monkeypatch, then, message
 ):
     monkeypatch.setattr(Redness, "then", staticmethod(then))
-    check_ended(train("redness"), told, tmp_path / "runs" / "broken")
-    check_goes_on(dpok, tmp_path / "runs" / "broken", monkeypatch)
+    check_ended(train("redness"), message, tmp_path / "runs" / "broken")
+    check_resumes(dpok, tmp_path / "runs" / "broken", monkeypatch)
 
 
 def test_a_reward_that_hangs_over_http_ends_the_run_too(train, dpok, tmp_path, monkeypatch):
@@ -114,9 +112,9 @@ def test_a_reward_that_hangs_over_http_ends_the_run_too(train, dpok, tmp_path, m
     with server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        result = train(f"http:url={url},timeout=5,retry=0")
+        result = train(f"http:url={url},timeout=3,retry=0")
         asleep.set()
-        told = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server"
-        check_ended(result, told, tmp_path / "runs" / "broken")
-        check_goes_on(dpok, tmp_path / "runs" / "broken", monkeypatch)
+        message = f"http: {url} did not answer for 0 s (TimeoutError: timed out); start its server"
+        check_ended(result, message, tmp_path / "runs" / "broken")
+        check_resumes(dpok, tmp_path / "runs" / "broken", monkeypatch)
         server.shutdown()

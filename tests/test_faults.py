@@ -5,73 +5,71 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
-from dpok_cli.engine.training import checkpoint
-
+pytestmark = pytest.mark.slow
 FLAGS = (
-    "--prompt=a cat --reward=jpeg-compressibility --num-inference-steps=3 --samples-per-round=4"
+    "--prompt=cat --reward=jpeg-compressibility --num-inference-steps=3 --samples-per-round=4"
     " --updates-per-round=1 --batch-size=4 --lora-rank=2 --sample-every=0 --evaluation-samples=0"
     " --device=cpu --tracker= --name=run"
-).split(" --")
+).split()
 
 
-def start(folder, model, *more):
-    first, *rest = FLAGS
-    flags = [first, *(f"--{flag}" for flag in rest), f"--model={model}", *more]
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpok_cli", "train-rl", *flags],
-        cwd=folder,
+@pytest.fixture
+def start(python, pipeline_folder):
+    """Start `dpok train-rl` with these flags and more."""
+
+    def start(*more, fresh=False):
+        flags = (*FLAGS, f"--model={pipeline_folder}", *more)
         # A buffered stderr, as most have it: a signal in the middle of a write must not break it.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        environment = {"PYTHONUNBUFFERED": ""}
+        command = ("-m", "dpok_cli", "train-rl", *flags)
+        return python(*command, environment=environment, fresh=fresh)
+
+    return start
 
 
-def wait_for(process, text):
-    """Read what is told until a line starts with ``text``; returns it all."""
-    told = []
-    for line in process.stderr:
-        told.append(line)
-        if line.startswith(text):
-            return told
-    raise AssertionError("".join(told))
+def rounds(run):
+    return [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_where_nothing_is_lost(number, code, pipeline_folder, tmp_path):
-    process = start(tmp_path, pipeline_folder, "--rounds=100000")
-    wait_for(process, "round 2/")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == "Stopped; go on with: dpok train-rl --resume runs/run"
-    assert "Traceback" not in err
-    rounds = (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()
-    last = json.loads(rounds[-1])["round"]
-    assert len(rounds) == last >= 2
-    assert checkpoint.numbers(tmp_path / "runs/run/checkpoints")[-1] == last
+def checkpoints(run):
+    return sorted(int(folder.name) for folder in (run / "checkpoints").glob("[0-9]*"))
 
 
-def test_a_second_interrupt_ends_it_at_once(pipeline_folder, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "fresh"), [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, False)]
+)
+def test_a_signal_ends_a_run_where_nothing_is_lost(number, code, fresh, start, tmp_path):
+    process = start("--rounds=100000", fresh=fresh)
+    process.wait_for_line("round 2/")
+    process.send(number)
+    assert process.wait() == code
+    assert process.out == ""
+    assert process.err.splitlines()[-1].startswith("Stopped; ")
+    assert process.err.splitlines()[-1].endswith(": dpok train-rl --resume runs/run")
+    assert "Traceback" not in process.err
+    run = tmp_path / "runs" / "run"
+    assert rounds(run) == list(range(1, len(rounds(run)) + 1))
+    assert checkpoints(run)[-1] == len(rounds(run)) >= 2
+
+
+def test_a_second_interrupt_ends_it_at_once(start):
     # So many updates in a round that its end is far away.
-    process = start(tmp_path, pipeline_folder, "--rounds=2", "--updates-per-round=1000000")
-    wait_for(process, "Run folder")
-    process.send_signal(signal.SIGINT)
-    wait_for(process, "Stopping")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "go on with: dpok train-rl --resume runs/run" in err
-    assert "Traceback" not in err
+    process = start("--rounds=2", "--updates-per-round=1000000")
+    process.wait_for_line("Run folder")
+    process.send(signal.SIGINT)
+    process.wait_for_line("Stopping")
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.err.splitlines()[-1].endswith(": dpok train-rl --resume runs/run")
+    assert process.err.splitlines()[-1].startswith("Interrupted; ")
+    assert "Traceback" not in process.err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_leaves_the_last_checkpoint(pipeline_folder, tmp_path):
+def test_a_full_disk_leaves_the_last_checkpoint(start, python, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -82,38 +80,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(pipeline_folder, tmp_path):
     if mounted.returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
-        process = start(
-            tmp_path, pipeline_folder, "--rounds=1000", f"--runs-dir={disk}", "--keep=1000"
-        )
-        _, err = process.communicate(timeout=300)
-        assert process.returncode == 1
-        assert "Traceback" not in err
-        assert "No space left" in err.splitlines()[-1]
-        folder = disk / "run/checkpoints"
-        kept = checkpoint.numbers(folder)
-        assert kept
-        state, damaged = checkpoint.read_latest(folder)
-        assert state["number"] == kept[-1]
-        assert damaged == []
-        shutil.copytree(disk / "run", tmp_path / "runs/run")
+        process = start("--rounds=1000", f"--runs-dir={disk}", "--keep=1000")
+        assert process.wait() == 1
+        assert "Traceback" not in process.err
+        assert "No space left" in process.err.splitlines()[-1]
+        shutil.copytree(disk / "run", tmp_path / "runs" / "run")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
-    more = start_resumed(tmp_path, kept[-1] + 1)
-    _, err = more.communicate(timeout=300)
-    assert more.returncode == 0, err
-    rounds = (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["round"] for line in rounds] == list(range(1, kept[-1] + 2))
-
-
-def start_resumed(folder, rounds):
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dpok_cli", "train-rl", "--resume", "runs/run"),
-            f"--rounds={rounds}",
-        ],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    run = tmp_path / "runs" / "run"
+    last = checkpoints(run)[-1]
+    resumed = python("-m", "dpok_cli", "train-rl", "--resume=runs/run", f"--rounds={last + 1}")
+    assert resumed.wait() == 0, resumed.err
+    # Every checkpoint that is there is whole: none is passed over for an older one.
+    assert "Warning" not in resumed.err
+    (line,) = [line for line in resumed.err.splitlines() if line.startswith("round ")]
+    assert line.startswith(f"round {last + 1}/{last + 1} ")
+    assert rounds(run) == list(range(1, last + 2))

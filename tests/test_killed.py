@@ -1,59 +1,65 @@
 """Killed outright, while drawing and while training, a run ends as if nothing had happened."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
+#: Runs a command line until the Nth time that it does something, and dies by SIGKILL just before.
 KILLED = """
 import os, signal, sys
-from importlib import import_module
-from dpok_cli import cli
 
-module, owner, name, call = sys.argv[1].split(":")
-owner = getattr(import_module(module), owner) if owner else import_module(module)
-original, calls = getattr(owner, name), 0
+what, name, number = sys.argv[1].split(":")
+left = int(number)
 
-def counted(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == int(call):
+def count():
+    global left
+    left -= 1
+    if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
 
-setattr(owner, name, counted)
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], (str, os.PathLike)):
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes and os.fspath(arguments[0]).endswith(name):
+            count()
+
+if what == "write":
+    sys.addaudithook(watch)
+else:
+    import torch
+    step = torch.optim.AdamW.step
+
+    def counted(*arguments, **options):
+        count()
+        return step(*arguments, **options)
+
+    torch.optim.AdamW.step = counted
+
+from dpok_cli import cli
 cli.run(sys.argv[2:])
 """
 
-#: Half way through an image of the second batch, before its lines are written, and in training.
-IMAGE = "dpok_cli.engine.sft.dataset.store::_save_image:6"
-LINES = "dpok_cli.engine.sft.dataset.store::_lines:3"
-UPDATE = "dpok_cli.engine.sft.loop:SFTTrainer:step:5"
+#: Within the second batch of four images, when its images are there but its lines are not, and in
+#: training.
+IMAGE = "write:.png.tmp:6"
+LINES = "write:metadata.jsonl:1"
+UPDATE = "update::5"
 
 
 @pytest.fixture
-def killed(tmp_path):
-    """Runs a command line in a process of its own that dies at a certain call."""
+def killed(python):
+    """Runs a command line in a process that dies at a certain moment."""
 
-    def killed(where, *arguments):
-        result = subprocess.run(
-            [sys.executable, "-c", KILLED, where, *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == -signal.SIGKILL, result.stderr
+    def killed(when, *arguments):
+        process = python("-c", KILLED, when, *arguments)
+        assert process.wait() == -signal.SIGKILL, process.err
 
     return killed
 
 
 def left_by(run):
-    """Return the files of a run; of metrics what is not of the clock, of configs nothing."""
+    """Return the files of a run, but for its config, and its metrics without the times."""
     files = {
         file.relative_to(run).as_posix(): file.read_bytes()
         for folder in ("adapter", "dataset", "samples")
@@ -68,6 +74,11 @@ def left_by(run):
     return files, metrics
 
 
+def names(folder, pattern):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
+@pytest.mark.slow
 def test_train_sft(dpok, killed, pipeline_folder, tmp_path):
     settings = {
         "model": pipeline_folder,
@@ -94,10 +105,14 @@ def test_train_sft(dpok, killed, pipeline_folder, tmp_path):
 
     killed(IMAGE, "train-sft", *flags, "--name", "cut")
     run = tmp_path / "runs" / "cut"
-    assert len((run / "dataset/metadata.jsonl").read_text().splitlines()) == 4
+    metadata, images = run / "dataset" / "metadata.jsonl", run / "dataset" / "images"
+    assert len(metadata.read_text().splitlines()) == 4
+    assert names(images, "[0-9]*.png") == [f"{number:06}.png" for number in range(5)]
     killed(LINES, "train-sft", "--resume", "cut")
+    assert len(metadata.read_text().splitlines()) == 4
+    assert names(images, "[0-9]*.png") == [f"{number:06}.png" for number in range(8)]
     killed(UPDATE, "train-sft", "--resume", "cut")
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["000002", "000004"]
+    assert names(run / "checkpoints", "*") == ["000002", "000004"]
     result = dpok("train-sft", "--resume", "cut")
     assert result.code == 0, result.err
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from dpok_cli.config import PRESETS, TrainRLConfig, resolve, to_toml
+from dpok_cli.config import EvaluateConfig, SampleConfig, TrainSFTConfig, presets, resolve, to_toml
 from dpok_cli.config.flags import parse_seeds
+from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
 from dpok_cli.prompts.files import read_prompts
 from dpok_cli.rewards.base import RewardModel
@@ -114,13 +115,16 @@ def values(kind):
     }[kind]
 
 
-@pytest.mark.parametrize("kind", PRESETS)
+@pytest.mark.parametrize("kind", [TrainRLConfig, TrainSFTConfig, SampleConfig, EvaluateConfig])
 @few
 @given(data=st.data())
 def test_a_config_is_read_as_it_is_written(kind, data, tmp_path):
-    types = get_type_hints(kind)
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)}
     keys = data.draw(st.sets(st.sampled_from(sorted(types)), max_size=6))
-    config, refused = read(kind, **{key: data.draw(values(types[key])) for key in keys})
+    preset = data.draw(st.sampled_from(presets(kind)))
+    flags = {key: data.draw(values(types[key])) for key in keys}
+    config, refused = read(resolve, kind, preset, **flags)
     assume(not refused)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(config), encoding="utf-8", newline="")

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DecoderOutput
 
-from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.rewards import manager
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli import RewardModel
 
 
 class Green(RewardModel):
@@ -57,16 +57,18 @@ def fast_learner(pipeline_folder, tmp_path, monkeypatch):
     noise = {"beta_schedule": "linear", "beta_start": 0.05, "beta_end": 0.05}
     noise |= {"num_train_timesteps": 40, "prediction_type": "v_prediction"}
     file.write_text(json.dumps(json.loads(file.read_text()) | noise))
-    monkeypatch.setattr(DiffusionModel, "decode", lambda self, latents: latents[:, :3].sigmoid())
+
+    def decode(vae, latents):
+        colours = (latents * vae.config.scaling_factor)[:, :3].sigmoid()
+        return DecoderOutput(sample=2 * colours - 1)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
     return folder
 
 
-def test_a_hacked_score_brings_the_warning_and_an_honest_rise_does_not(
-    dpok, fast_learner, monkeypatch
-):
-    registry = manager.Registry({cls.name: manager.Entry(cls, "test", "1") for cls in REWARDS})
-    monkeypatch.setattr(manager, "registry", lambda: registry)
-    monkeypatch.setattr("dpok_cli.rewards.held_out.registry", lambda: registry)
+@pytest.mark.slow
+def test_a_hacked_score_brings_the_warning_and_an_honest_rise_does_not(dpok, fast_learner, install):
+    install(*REWARDS)
     run = dpok("train-rl", *TRAINING, "--prompt", "a cat", "--model", str(fast_learner))
     assert run.code == 0, run.err
 
@@ -86,8 +88,8 @@ def test_a_hacked_score_brings_the_warning_and_an_honest_rise_does_not(
     rise, fall, (warning,), out = evaluate("purple")
     assert min(rise) > 0 > max(fall)
     assert (warning["model"], warning["falling"]) == ("run", ["purple"])
-    told = "Warning: Possible reward hacking by run on seen prompts: purple changes by -"
-    assert told in " ".join(out.split())
+    printed = "Warning: Possible reward hacking by run on seen prompts: purple changes by -"
+    assert printed in " ".join(out.split())
 
     same, risen, warnings, out = evaluate("only-green")
     assert same == rise

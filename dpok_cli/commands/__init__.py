@@ -1,4 +1,7 @@
-"""The commands, one file each: flags, then a config, then the engine, then what a person sees.
+"""The commands, one file each: resolve settings, load, iterate, show.
+
+In: flags.
+Out: an exit code, and what a person sees.
 
 Nothing here imports torch before the flags are checked.
 """

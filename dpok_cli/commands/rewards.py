@@ -1,4 +1,4 @@
-"""`dpok rewards`: what rewards there are, what one can be told, and whether it works."""
+"""`dpok rewards`: the installed rewards, their options, and whether they work."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from dpok_cli.display import console
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 
 if TYPE_CHECKING:
     from dpok_cli.rewards.manager import Entry
@@ -92,10 +92,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Load a reward, score two pictures, and measure its speed and memory."""
-    from dpok_cli.rewards.manager import build
+    from dpok_cli.rewards.manager import build, check_specs
 
-    build([spec])  # what can be refused without torch is refused before it is imported
-    from dpok_cli.engine.device import device_of
+    check_specs([spec])
+    from dpok_cli.engine.distributed import device_of
     from dpok_cli.rewards import check as trial
 
     ((reward, _),) = build([spec], device_of(device)).rewards.values()
@@ -158,7 +158,7 @@ def _weights(reward: type[RewardModel]) -> str:
         return f"by {needed[0]}="
     try:
         files = reward().files(local_only=True)
-    except Exception:  # of whatever kind: it is a plugin's
+    except PLUGIN_ERRORS:
         return "not here"
     return "here" if all(file.exists() for file in files) else "not here"
 

@@ -1,15 +1,11 @@
-"""`dpok sample`: draw images with the base model, or with an adapter, or with both."""
+"""`dpok sample`: draw images with the base model, with an adapter, or with both."""
 
-import json
-from dataclasses import asdict
 from datetime import datetime
-from math import ceil, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from dpok_cli import __version__
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.config import flags as options
@@ -17,39 +13,34 @@ from dpok_cli.display import console
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from dpok_cli.engine.bases.model import DiffusionModel
-
 Run = Annotated[
     str | None,
     typer.Option(
-        help="Draw with the adapter of a run, as the run did: its folder, its name or 'latest'.",
+        help="Run whose adapter and settings are used: a folder, a name or 'latest'.",
         rich_help_panel="Adapter",
         metavar="RUN",
     ),
 ]
 Adapter = Annotated[
     Path | None,
-    typer.Option(help="Draw with a LoRA folder.", rich_help_panel="Adapter", metavar="FOLDER"),
+    typer.Option(help="LoRA folder or file to use.", rich_help_panel="Adapter", metavar="FOLDER"),
 ]
 Before = Annotated[
     bool,
     typer.Option(
         "--before",
-        help="Draw without the adapter too, and put both into before_after.png.",
+        help="Also draw without the adapter, and write both to before_after.png.",
         rich_help_panel="Adapter",
     ),
 ]
 RunsDir = Annotated[
     str,
-    typer.Option(help="Where the run folders lie.", rich_help_panel="Adapter", metavar="DIR"),
+    typer.Option(help="Folder of the run folders.", rich_help_panel="Adapter", metavar="DIR"),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="A new folder for the images; by default samples/DATE-TIME.",
+        help="New folder for the images; default samples/DATE-TIME.",
         rich_help_panel="Run",
         metavar="DIR",
     ),
@@ -72,10 +63,10 @@ def sample(
     quiet: options.Quiet = False,
     **flags: Any,
 ) -> None:
-    """Draw one image for each prompt and seed: PNGs, a grid of all, and a manifest.
+    """Draw one image for each prompt and seed, and write PNGs, a grid and a manifest.
 
-    With neither --run nor --adapter it draws with the model as it was. The same seed gives the
-    same image, whatever is drawn beside it.
+    Without --run and --adapter the base model is used. An image depends on its prompt, its seed
+    and the settings, not on the other images.
 
     Example: dpok sample --run latest --before --seeds 0-8
     """
@@ -106,73 +97,33 @@ def sample(
         return
     seeds = options.parse_seeds(settings.seeds)
     output = output or Path("samples", datetime.now().strftime("%Y%m%d-%H%M%S"))
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output} exists already: give another --output, or remove it.")
-    with advice_when_full(settings):
-        _draw(settings, seeds, adapter, before, output, quiet)
+    _check(settings, adapter, output)
 
-
-def _draw(
-    settings: SampleConfig,
-    seeds: list[int],
-    adapter: Path | None,
-    before: bool,
-    output: Path,
-    quiet: bool,
-) -> None:
-    from dpok_cli.engine.bases.source import check_adapter, check_source
-
-    if adapter:
-        check_adapter(adapter)
-    check_source(settings.model)
     keep_freed_memory()
-    from dpok_cli.engine.bases.model import load
-    from dpok_cli.engine.runs.plots import side_by_side
+    from dpok_cli.engine.bases.load import load
+    from dpok_cli.engine.sampling.output import write_samples
 
-    model = load(settings, adapter)
-    listed: list[dict[str, Any]] = []
-    if before:
-        with model.reference():
-            base = _draw_grid(model, settings, seeds, output, "before", listed, quiet)
-        tuned = _draw_grid(model, settings, seeds, output, "after", listed, quiet)
-        picture = output / "before_after.png"
-        side_by_side({"before": base, "after": tuned}).save(picture)
-    else:
-        _draw_grid(model, settings, seeds, output, "", listed, quiet)
-        picture = output / "grid.png"
-    manifest = {
-        "dpok": __version__,
-        "adapter": str(adapter) if adapter else None,
-        "settings": asdict(settings),
-        "images": listed,
-    }
-    (output / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    total = len(settings.prompts) * len(seeds)
+    with advice_when_full(settings):
+        picture = write_samples(
+            load(settings, adapter),
+            settings,
+            seeds,
+            output,
+            adapter=adapter,
+            before=before,
+            progress=lambda drawn: console.progress(drawn, total, "Drawing", quiet),
+        )
     console.say(str(picture), console.out)
 
 
-def _draw_grid(
-    model: "DiffusionModel",
-    settings: SampleConfig,
-    seeds: list[int],
-    output: Path,
-    subfolder: str,
-    listed: list[dict[str, Any]],
-    quiet: bool,
-) -> "Image":
-    """Draw every prompt and seed into ``output/subfolder`` and return the grid of all."""
-    from dpok_cli.engine.sampling.sampler import grid, sample, to_pil
+def _check(settings: SampleConfig, adapter: Path | None, output: Path) -> None:
+    """Raise InputError for what can be refused before torch is imported."""
+    from dpok_cli.engine.bases.source import check_source
+    from dpok_cli.engine.lora.files import check_adapter
 
-    (output / subfolder).mkdir(parents=True, exist_ok=True)
-    samples = sample(model, settings.prompts, seeds, settings)
-    total = len(settings.prompts) * len(seeds)
-    images = []
-    for number, drawn in enumerate(console.progress(samples, total, "Drawing", quiet)):
-        name = f"{number // len(seeds):03}_{drawn.seed}.png"
-        to_pil(drawn.image).save(output / subfolder / name)
-        file = Path(subfolder, name).as_posix()
-        listed.append({"file": file, "prompt": drawn.prompt, "seed": drawn.seed})
-        images.append(drawn.image)
-    columns = ceil(sqrt(len(seeds))) if len(settings.prompts) == 1 else len(seeds)
-    picture = grid(images, columns)
-    picture.save(output / subfolder / "grid.png")
-    return picture
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} already exists: give another --output, or remove it.")
+    if adapter:
+        check_adapter(adapter)
+    check_source(settings.model)

@@ -28,10 +28,10 @@ def serve_reward(
 
     Example: dpok serve-reward image-reward --port 8000
     """
-    from dpok_cli.rewards.manager import build
+    from dpok_cli.rewards.manager import build, check_specs
 
-    build([spec])  # what can be refused without torch is refused before it is imported
-    from dpok_cli.engine.device import device_of
+    check_specs([spec])
+    from dpok_cli.engine.distributed import device_of
     from dpok_cli.rewards.serve import RewardServer
 
     reward = build([spec], device_of(device))

@@ -1,17 +1,12 @@
-"""`dpok train-rl`: fine-tune by online RL, and show how it goes."""
+"""`dpok train-rl`: fine-tune by online RL."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpok_cli.commands import _training
-from dpok_cli.config import TrainRLConfig
 from dpok_cli.config import flags as options
-from dpok_cli.display.training import Record, RLView
-
-if TYPE_CHECKING:
-    from dpok_cli.engine.bases.model import DiffusionModel
-    from dpok_cli.engine.runs.folder import RunFolder
-    from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.display.training import TrainingView
+from dpok_cli.engine.rl.measures import rl_measures
+from dpok_cli.engine.rl.settings import TrainRLConfig
 
 
 @options.config_flags(TrainRLConfig)
@@ -33,21 +28,32 @@ def train_rl(
 
     Example: dpok train-rl --prompt "a green colored rabbit"
     """
-    sources = _training.Sources(preset, config, prompts_file, category, resume)
-    _training.command(METHOD, sources, flags, print_config, quiet)
-
-
-def _records(
-    settings: TrainRLConfig,
-    model: "DiffusionModel",
-    reward: "WeightedReward",
-    run: "RunFolder",
-    stop: Callable[[], bool],
-    view: RLView,
-) -> Iterator[Record]:
+    run = _training.find_run(resume, flags["runs_dir"] or TrainRLConfig.runs_dir, "train-rl")
+    settings = _training.resolve(
+        TrainRLConfig,
+        flags,
+        run,
+        preset=preset,
+        file=config,
+        prompts_file=prompts_file,
+        category=category,
+    )
+    if print_config:
+        _training.print_settings(settings)
+        return
+    job = _training.Job(settings, run, quiet)
+    hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
+    job.load(hint, batch_arithmetic(settings))
     from dpok_cli.engine.rl.loop import train_rl as rounds
 
-    return rounds(settings, model, reward, run, stop, view.warn)
+    measures = rl_measures(settings.objective_class)
+    view = TrainingView(settings, measures, "round", settings.rounds, quiet=job.quiet)
+    with job.training(view) as stop:
+        for record in rounds(
+            settings, job.model, job.reward, job.run, stop.requested, warn=view.warn
+        ):
+            view.show(record)
+    job.report()
 
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:
@@ -63,6 +69,3 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
         f" Rounds: {settings.rounds}, with {settings.rounds * images} images and"
         f" {settings.rounds * settings.updates_per_round} updates in all."
     )
-
-
-METHOD = _training.Method("train-rl", TrainRLConfig, RLView, batch_arithmetic, _records)

@@ -1,19 +1,14 @@
-"""`dpok train-sft`: reward-weighted supervised fine-tuning, and how it goes."""
+"""`dpok train-sft`: reward-weighted supervised fine-tuning."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpok_cli.commands import _training
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.config import flags as options
-from dpok_cli.display.training import Record, SFTView
-
-if TYPE_CHECKING:
-    from dpok_cli.engine.bases.model import DiffusionModel
-    from dpok_cli.engine.runs.folder import RunFolder
-    from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.display.training import SFTView
+from dpok_cli.engine.sft.measures import SFT_MEASURES
 
 
 @options.config_flags(TrainSFTConfig)
@@ -28,22 +23,48 @@ def train_sft(
     quiet: options.Quiet = False,
     **flags: Any,
 ) -> None:
-    """Fine-tune a text-to-image model with LoRA on images of its own, weighted by their reward.
+    """Fine-tune a text-to-image model with LoRA on its own images, weighted by their reward.
 
-    The images are drawn once from the model as it was, scored and kept; --dataset takes them for
-    another run. Presets: tiny (the bundled model, minutes on a CPU; its values are the defaults
+    The images are drawn once from the pre-trained model, scored and kept; --dataset shares them
+    between runs. Presets: tiny (the bundled model, minutes on a CPU; its values are the defaults
     below) and sd15-sft, or sd15 (the paper's run on Stable Diffusion v1.5).
 
     Example: dpok train-sft --prompt "a green colored rabbit"
     """
-    sources = _training.Sources(preset, config, prompts_file, category, resume)
-    _training.command(METHOD, sources, flags, print_config, quiet)
+    run = _training.find_run(resume, flags["runs_dir"] or TrainSFTConfig.runs_dir, "train-sft")
+    settings = _training.resolve(
+        TrainSFTConfig,
+        flags,
+        run,
+        preset=preset,
+        file=config,
+        prompts_file=prompts_file,
+        category=category,
+    )
+    if print_config:
+        _training.print_settings(settings)
+        return
+    settings = settings if run else with_dataset(settings)
+    job = _training.Job(settings, run, quiet)
+    hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
+    job.load(hint, arithmetic(settings))
+    from dpok_cli.engine.sft.loop import train_sft as steps
+
+    view = SFTView(
+        settings, SFT_MEASURES, "step", settings.steps, settings.log_every, quiet=job.quiet
+    )
+    with job.training(view) as stop:
+        for record in steps(
+            settings, job.model, job.reward, job.run, stop.requested, view.drawn, view.warn
+        ):
+            view.show(record)
+    job.report()
 
 
 def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
-    """Check the dataset's folder, and take the prompts of a person's own where none was given.
+    """Check the dataset's folder; without a prompt, take prompts of an image folder of the user's.
 
-    Those are what sample grids and evaluations draw; all of the folder's are trained on.
+    Sample grids and evaluations draw these; all prompts of the folder are trained on.
     """
     if not settings.dataset:
         return settings
@@ -66,19 +87,3 @@ def arithmetic(settings: TrainSFTConfig) -> str:
     if settings.dataset:
         images = f"Images of {settings.dataset}"
     return f"{images}; then {settings.steps} updates on {size} of them."
-
-
-def _records(
-    settings: TrainSFTConfig,
-    model: "DiffusionModel",
-    reward: "WeightedReward",
-    run: "RunFolder",
-    stop: Callable[[], bool],
-    view: SFTView,
-) -> Iterator[Record]:
-    from dpok_cli.engine.sft.loop import train_sft as steps
-
-    return steps(settings, model, reward, run, stop, view.drawn, view.warn)
-
-
-METHOD = _training.Method("train-sft", TrainSFTConfig, SFTView, arithmetic, _records, with_dataset)

@@ -1,4 +1,4 @@
-"""What a person sees.
+"""Output on the terminal.
 
 In: records and results.
 Out: lines, live views and tables on a terminal.

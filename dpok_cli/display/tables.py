@@ -1,8 +1,8 @@
-"""The tables of an evaluation and of people's votes, made of what results.json holds."""
+"""Tables: before and after a training, an evaluation, and the votes of raters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -10,10 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 
+def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Make the table of the same measures before and after training."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for name in _shown(before):
+        change = after[name] - before[name]
+        table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{change:+.3f}")
+    return table
+
+
 def evaluation_table(results: dict[str, Any]) -> Group:
     """Make the tables of an evaluation (results.json): one for each group of prompts.
 
-    Where a group has prompts of several categories, each category has a table too.
+    If a group has several categories, each category has a table too.
     """
     trained = {reward["name"]: reward["trained_by"] for reward in results["rewards"]}
     parts = []
@@ -35,7 +47,7 @@ def _scores_table(title: str, rows: Sequence[dict[str, Any]], trained: dict[str,
     table.add_column("model", overflow="fold")
     for column in ("mean [95 %]", "change [95 %]", "wins"):
         table.add_column(column, justify="right", no_wrap=True)
-    for measure in dict.fromkeys(row["measure"] for row in rows):
+    for measure in _shown(dict.fromkeys(row["measure"] for row in rows)):
         own = [row for row in rows if row["measure"] == measure]
         for place, row in enumerate(own):
             star = "*" if row["model"] in trained.get(measure, ()) else ""
@@ -51,7 +63,7 @@ def _scores_table(title: str, rows: Sequence[dict[str, Any]], trained: dict[str,
 
 
 def votes_table(votes: dict[str, Any]) -> Table:
-    """Make the table of people's votes: a row for each model, question and group of prompts."""
+    """Make the table of raters' votes: a row for each model, question and group of prompts."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("model", "question", "prompts"):
         table.add_column(column)
@@ -72,8 +84,15 @@ def votes_table(votes: dict[str, Any]) -> Table:
     return table
 
 
+def _shown(measures: Iterable[str]) -> list[str]:
+    """Return the measures to show: the pixel distance only if there is no diversity."""
+    measures = list(measures)
+    hidden = "pixel_distance" if "diversity" in measures else ""
+    return [measure for measure in measures if measure != hidden]
+
+
 def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) -> str:
-    """Write a value and, with a digit less, the ends of its interval, if it has them."""
+    """Format a value and, with one digit less, the ends of its interval, if it has one."""
     if row[value] is None:
         return ""
     size = abs(row[value])

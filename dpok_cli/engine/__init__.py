@@ -1,1 +1,5 @@
-"""The engine: rollouts, objectives, training loops. Nothing here prints."""
+"""The engine. Nothing in it prints.
+
+In: a checked config, a reward, and what is on disk.
+Out: records, images, adapters and results.
+"""

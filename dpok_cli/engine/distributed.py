@@ -1,11 +1,13 @@
-"""Many processes that train one adapter: who draws what, and how it comes together again.
+"""Data-parallel processes: shards of the work, and gathering what each of them made.
 
-A run is the same whatever the number of processes: `samples_per_round` and `batch_size` count over
-all of them, and process r of W takes the rows r, r + W, r + 2 W, ... of what one would do alone.
+A run is the same whatever the number of processes W: `samples_per_round` and `batch_size` count
+over all of them, and rank r takes rows r, r + W, r + 2 W, ... of what one process would do alone.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -19,17 +21,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from dpok_cli.config import TrainingConfig
-from dpok_cli.engine.device import PATIENCE, process_state
-from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.errors import DpokError, InputError
+
+#: How long a rank waits in a collective call, as while rank 0 draws grids and evaluates.
+TIMEOUT = timedelta(hours=2)
 
 Rows = TypeVar("Rows")
 Value = TypeVar("Value")
 
 
-class Processes(Protocol):
-    """What knows of the other processes: accelerate's `Accelerator`, or its bare state."""
+class Ranks(Protocol):
+    """What knows this process's rank: accelerate's `Accelerator`, or its `PartialState`."""
 
     @property
     def num_processes(self) -> int: ...
@@ -39,25 +41,74 @@ class Processes(Protocol):
     def is_main_process(self) -> bool: ...
 
 
-def accelerator_for(config: TrainingConfig, on_cpu: bool, **options: Any) -> Accelerator:
-    """Return accelerate's view of this run's processes, in the config's precision."""
-    process_state(config.device)
-    # accelerate keeps a process's first precision; a notebook may go on in another.
+# ------------------------------------------------------------------------------------- processes
+
+
+def process_state(device: str = "auto") -> PartialState:
+    """Join the process group, if there is one, and return accelerate's view of it.
+
+    Raises InputError where accelerate was told to shard the model's weights.
+    """
+    for sharding in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate was told to use {sharding}, with which dpok cannot train an adapter:"
+                " give accelerate launch --multi_gpu, or another --config_file."
+            )
+    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    return PartialState(cpu=on_cpu, timeout=TIMEOUT)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name; "auto" is the one that accelerate finds.
+
+    Raises InputError for a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        return process_state().device
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".:")
+        raise InputError(f"device = {name!r}: {reason}.") from error
+
+
+def accelerator_for(device: torch.device, precision: str, **options: Any) -> Accelerator:
+    """Return accelerate's `Accelerator` for a model on ``device`` (its type decides).
+
+    ``precision`` is "fp32", "fp16" or "bf16"; ``options`` are the Accelerator's.
+    """
+    process_state(device.type)
+    # accelerate keeps the first precision of a process; a notebook may train in another one next.
     AcceleratorState._reset_state()
     return Accelerator(
-        cpu=on_cpu,
-        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        cpu=device.type == "cpu",
+        mixed_precision={"fp32": "no"}.get(precision, precision),
         kwargs_handlers=[
-            # Rollouts forward as often as a process needs, so a forward must not wait for others.
+            # Ranks may call the network unequally often in a rollout, so no call may wait.
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
         **options,
     )
 
 
-def check_shares(processes: int, **counts: int) -> None:
-    """Raise InputError for a count that the processes cannot share evenly."""
+def is_main(device: str) -> bool:
+    """Return whether this is rank 0, which writes files and prints."""
+    return process_state(device).is_main_process
+
+
+def leave_group(state: PartialState) -> None:
+    """Wait for all ranks, then leave the process group: rank 0 may go on alone for long."""
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------- shards
+
+
+def check_divisible(processes: int, **counts: int) -> None:
+    """Raise InputError for a count that cannot be sharded evenly over ``processes``."""
     for key, count in counts.items():
         if count % processes:
             raise InputError(
@@ -66,90 +117,79 @@ def check_shares(processes: int, **counts: int) -> None:
             )
 
 
-def own(rows: Rows, accelerator: Processes) -> Rows:
-    """Return this process's share of a tensor's rows, or of a list."""
-    return rows[accelerator.process_index :: accelerator.num_processes]  # type: ignore[index]
+def shard(rows: Rows, ranks: Ranks) -> Rows:
+    """Return this rank's rows of a tensor (N, ...), or of a list."""
+    return rows[ranks.process_index :: ranks.num_processes]  # type: ignore[index]
 
 
-def together(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
-    """Return, from each process's share of N rows, all of them in their order: undoes `own`.
+def unshard(shards: Sequence[Sequence[Value]]) -> list[Value]:
+    """Return, from the shards of all ranks, the rows in their order: the inverse of `shard`."""
+    longest = max(map(len, shards))
+    return [each[row] for row in range(longest) for each in shards if row < len(each)]
 
-    ``part`` is a tensor (n, ...) or a dataclass of such; ``block`` neighbouring rows count as one.
+
+# ------------------------------------------------------------------------------------ collectives
+
+
+def all_gather(part: Rows, accelerator: Accelerator, block: int = 1) -> Rows:
+    """Return, from each rank's shard, all N rows in their order.
+
+    ``part`` is a tensor (n, ...) or a dataclass of such; ``block`` neighbouring rows are one row of
+    the sharding.
     """
     if accelerator.num_processes == 1:
         return part
     if not isinstance(part, Tensor):
         gathered = (
-            together(getattr(part, each.name), accelerator, block)
+            all_gather(getattr(part, each.name), accelerator, block)
             for each in fields(part)  # type: ignore[arg-type]
         )
         return type(part)(*gathered)
-    by_process = accelerator.gather(part.contiguous())
-    blocks = by_process.unflatten(0, (accelerator.num_processes, -1, block))
+    by_rank = accelerator.gather(part.contiguous())
+    blocks = by_rank.unflatten(0, (accelerator.num_processes, -1, block))
     return blocks.transpose(0, 1).flatten(0, 2)
 
 
-def all_objects(value: Any, accelerator: Processes) -> list[Any]:
-    """Return every process's value, in their order."""
-    return gather_object([value]) if accelerator.num_processes > 1 else [value]
+def all_gather_object(value: Any, ranks: Ranks) -> list[Any]:
+    """Return the values of all ranks, in order of rank."""
+    return gather_object([value]) if ranks.num_processes > 1 else [value]
 
 
-def all_or_error(compute: Callable[[], Value], accelerator: Processes) -> list[Value]:
-    """Return what every process computed; an error in one of them is raised in all."""
+def all_gather_result(compute: Callable[[], Value], ranks: Ranks) -> list[Value]:
+    """Return what every rank computed; a DpokError in one of them is raised in all."""
     value: Value | None = None
     error: DpokError | None = None
     try:
         value = compute()
     except DpokError as failed:
         error = failed
-    everyones = all_objects((value, error), accelerator)
-    for _, one in everyones:
-        if one:
-            raise one
-    return [value for value, _ in everyones]
+    results = all_gather_object((value, error), ranks)
+    for _, failed_there in results:
+        if failed_there:
+            raise failed_there
+    return [value for value, _ in results]
 
 
-def part_ways(state: PartialState) -> None:
-    """Wait for the others and leave them; one that ended while they were bound would abort."""
-    state.wait_for_everyone()
-    state.destroy_process_group()
+def run_on_main(compute: Callable[[], Value], ranks: Ranks) -> Value:
+    """Return, in all ranks, what rank 0 computed; a DpokError in it is raised in all."""
 
+    def on_main() -> Value | None:
+        return compute() if ranks.is_main_process else None
 
-def in_first(compute: Callable[[], Value], accelerator: Processes) -> Value:
-    """Return what the first process computed; an error in it is raised in all."""
-
-    def mine() -> Value | None:
-        return compute() if accelerator.is_main_process else None
-
-    first, *_ = all_or_error(mine, accelerator)
+    first, *_ = all_gather_result(on_main, ranks)
     assert first is not None
     return first
 
 
-def anyone(asks: bool, accelerator: Accelerator) -> bool:
-    """Whether one of the processes says so; all of them get the same answer."""
+def any_rank(flag: bool, accelerator: Accelerator) -> bool:
+    """Return whether ``flag`` is true in any rank; the same answer in all of them."""
     if accelerator.num_processes == 1:
-        return asks
-    flag = torch.tensor([float(asks)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item() > 0)
+        return flag
+    flags = torch.tensor([float(flag)], device=accelerator.device)
+    return bool(accelerator.reduce(flags, "sum").item() > 0)
 
 
-def mean_over(values: Sequence[Tensor], accelerator: Accelerator) -> float:
-    """Return the mean of tensors of any shape, over all processes."""
+def all_mean(values: Sequence[Tensor], accelerator: Accelerator) -> float:
+    """Return the mean over all ranks of the mean of each tensor in ``values``, of any shapes."""
     mean = torch.stack([value.float().mean() for value in values]).mean()
     return accelerator.reduce(mean, "mean").item()
-
-
-def create_run(config: TrainingConfig, command: str) -> RunFolder:
-    """Make the run folder, once for all processes; raises InputError as `RunFolder.create`."""
-    return in_first(lambda: RunFolder.create(config, command), process_state(config.device))
-
-
-def count() -> int:
-    """Return how many processes have met."""
-    return PartialState().num_processes
-
-
-def is_main(device: str) -> bool:
-    """Whether this is the process that writes and speaks."""
-    return process_state(device).is_main_process

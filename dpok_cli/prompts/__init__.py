@@ -1,7 +1,7 @@
 """Prompts.
 
 In: files of prompts, and trained prompts.
-Out: prompts, and partners not trained on.
+Out: prompts, and partners that training has not seen.
 
 Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""Read prompts from a file."""
+"""Prompt files."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ from dpok_cli.errors import InputError, suggest
 
 
 def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
-    """Read prompts: one a line, or from ``.json`` as in the DPOK paper's released prompt file.
+    """Read prompts: one per line, or ``.json`` as in the prompt file released with the DPOK paper.
 
-    The JSON is an object ``{"PROMPT": {"category": "NAME"}, ...}``; ``category`` keeps those of one
-    category. Empty lines do not count. Raises InputError for a file that cannot be read or is not
-    of this form, for an unknown category, and where no prompt is left.
+    The JSON is an object ``{"PROMPT": {"category": "NAME"}, ...}``; ``category`` selects the
+    prompts of one category. Empty lines are ignored. Raises InputError for a file that cannot be
+    read or has another form, for an unknown category, and if no prompt is left.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -22,7 +22,7 @@ def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
     if file.suffix == ".json":
         prompts = _from_json(file, text, category)
     elif category is not None:
-        raise InputError(f"--category needs a .json prompt file; {file} has one prompt a line.")
+        raise InputError(f"--category needs a .json prompt file; {file} has one prompt per line.")
     else:
         prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
@@ -30,11 +30,13 @@ def read_prompts(file: Path, category: str | None = None) -> tuple[str, ...]:
     return tuple(prompts)
 
 
-def read_categories(file: Path) -> dict[str, str]:
-    """Return the category of each prompt that has one; a file other than ``.json`` has none.
+def read_categories(file: Path | None) -> dict[str, str]:
+    """Return the category of each prompt that has one; only ``.json`` files have categories.
 
-    Raises InputError as `read_prompts` does.
+    Without a ``file`` there are none. Raises InputError as `read_prompts` does.
     """
+    if file is None:
+        return {}
     read_prompts(file)
     if file.suffix != ".json":
         return {}

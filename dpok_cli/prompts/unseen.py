@@ -1,7 +1,7 @@
-"""Prompts that training did not see: for each trained prompt, others that ask for the same skill.
+"""Unseen prompts: for each trained prompt, variants that test the same skill.
 
-The paper's prompts have the paper's partners (Fan et al. 2023, Sec. 5). Any other is read for its
-things, their numbers and colours and its place, and one of them is exchanged for another.
+The paper's prompts have the paper's partners (Fan et al. 2023, Sec. 5). Other prompts are parsed
+for things, their numbers and colours, and a place; a variant replaces one or two of these.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dpok_cli.tiny.words import (
     UNSEEN_PROMPTS,
 )
 
-#: Variants of a prompt that is not one of the paper's.
+#: Variants per prompt; the paper's prompts have one partner.
 VARIANTS = 3
 
 _SINGULAR = {plural: name for name, plural in PLURALS.items()}
@@ -30,7 +30,7 @@ _COUNTS = {word: n for n, word in enumerate(("zero", "one", *_NUMBERS))} | {
     str(n): n for n in range(1, 6)
 }
 _COLOUR = "|".join((*COLOURS, "grey", "black"))
-#: A thing: a number or an article, or a colour, or both, and what ends it.
+#: A thing: an optional number or article, an optional colour, and a noun before a boundary.
 _THING = re.compile(
     rf"\b(?:(?P<count>an?|the|{'|'.join(_COUNTS)}) )?(?:(?P<colour>{_COLOUR})(?: colou?red)? )?"
     r"(?P<name>[a-z]+)(?= *(?:$|[.,!]| (?:and|in|on|at|that)\b))",
@@ -41,17 +41,17 @@ _MEDIUM = re.compile(r"^(?:an? )?(?:photo|picture|drawing|image|painting) of ", 
 
 
 class Unseen(NamedTuple):
-    """What a prompt asks for most of all, and prompts that ask for that with other things."""
+    """The skill that a prompt tests, and variants that test it with other things."""
 
-    category: str  # "colour", "count", "composition", "location" or "subject"; "" is none
+    category: str  # "colour", "count", "composition", "location", "subject" or ""
     variants: tuple[str, ...]
 
 
 def unseen_prompts(prompts: Iterable[str]) -> dict[str, Unseen]:
-    """Return for each trained prompt its category and variants that none of ``prompts`` is.
+    """Return the category and variants of each trained prompt; no variant is in ``prompts``.
 
-    Capitals, spaces and the full stop do not tell prompts apart. No variant comes twice. A prompt
-    in which no thing is found ("justice for all") has the category "" and no variant.
+    Prompts are compared by `plain`. No variant occurs twice. A prompt without a recognised thing
+    ("justice for all") has the category "" and no variants.
     """
     prompts = list(dict.fromkeys(prompts))
     taken = {plain(prompt) for prompt in prompts}
@@ -68,12 +68,12 @@ def unseen_prompts(prompts: Iterable[str]) -> dict[str, Unseen]:
 
 
 def plain(prompt: str) -> str:
-    """Return a prompt without what does not tell it apart."""
+    """Return a prompt in lower case, with single spaces and without final punctuation."""
     return " ".join(prompt.lower().split()).rstrip(" .!")
 
 
 def _derive(prompt: str) -> tuple[str, Iterator[str], int]:
-    """Return the category, candidates in their order, and how many of them to take."""
+    """Return the category, candidates in order of preference, and how many of them to take."""
     for category, known in PAPER_PROMPTS.items():
         if plain(prompt) == plain(known):
             return category, iter([UNSEEN_PROMPTS[category]]), 1
@@ -107,12 +107,12 @@ def _derive(prompt: str) -> tuple[str, Iterator[str], int]:
     return category, (_edit(prompt, edits) for edits in names), VARIANTS
 
 
-# An edit is a span of the prompt and what comes there.
+# Replacements: spans of the prompt and their new texts.
 _Change = list[tuple[tuple[int, int], str]]
 
 
 def _exchanges(prompt: str, these: list[_Change], those: list[_Change]) -> Iterator[str]:
-    """Make one change, then another, then both, and so on."""
+    """Yield prompts with the first change of each list, the other one, both, and so on."""
     for one, other in zip(these, cycle(those), strict=False):
         yield _edit(prompt, one)
         yield _edit(prompt, other)
@@ -122,7 +122,7 @@ def _exchanges(prompt: str, these: list[_Change], those: list[_Change]) -> Itera
 def _names(
     thing: re.Match[str], names: Iterable[str], besides: re.Match[str] | None = None
 ) -> list[_Change]:
-    """Return the changes of a thing's name to each other one, ``besides`` a second thing's."""
+    """Return the changes of a thing's name to each of ``names`` but its own and ``besides``'s."""
     plural = thing["name"].lower() in _SINGULAR or _number(thing) > 1
     taken = {_singular(each["name"]) for each in (thing, besides) if each}
     article = [(thing.span("count"), "a")] if (thing["count"] or "").lower() == "an" else []
@@ -141,7 +141,7 @@ def _places(place: re.Match[str]) -> list[_Change]:
 
 
 def _edit(prompt: str, change: _Change) -> str:
-    """Put the change in, from the end to the front; a capital at the start stays one."""
+    """Apply the change, from the end to the start; a capital first letter is kept."""
     text = prompt
     for (start, end), new in sorted(change, reverse=True):
         text = text[:start] + new + text[end:]

@@ -1,4 +1,7 @@
-"""Rewards: their contract, their grammar on the command line, and how plugins are found.
+"""Rewards: their contract, the grammar of ``--reward``, and plugin discovery.
+
+In: reward specs, then images and their prompts.
+Out: scores, raw by reward and as a weighted sum.
 
 Nothing here imports torch before a reward is used.
 """

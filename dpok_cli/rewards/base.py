@@ -1,4 +1,4 @@
-"""The contract of a reward: what its author writes, and what is checked around it."""
+"""The contract of a reward: what its author writes, and the checks around it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: What a plugin's code may raise; argparse at import, for instance, exits.
+PLUGIN_ERRORS = (Exception, SystemExit)
+
+
 class RewardModel(ABC):
     """A score for an image and its prompt; the docstring's first line is shown by ``dpok rewards``.
 
-    A subclass gives ``name`` and ``score_batch``, most often ``load``, and the rest where it
-    differs. Users call ``score``.
+    A subclass defines ``name`` and ``score_batch``, usually ``load``, and overrides the other
+    members as needed. Callers use ``score``.
     """
 
-    #: What ``--reward`` and the logs call it: lower case, digits and hyphens.
+    #: The name in ``--reward`` and in the logs: lower case, digits and hyphens.
     name: ClassVar[str]
     #: Whether training should raise the score; if not, a weighted sum subtracts it.
     higher_is_better: ClassVar[bool] = True
-    #: The least and the greatest possible score, where there are such.
+    #: The minimum and maximum score, if they exist.
     range: ClassVar[tuple[float, float] | None] = None
     #: Whether gradients flow from the score to the images.
     differentiable: ClassVar[bool] = False
-    #: The most images that ``score_batch`` is given at a time.
+    #: The maximum number of images per call of ``score_batch``.
     batch_size: ClassVar[int] = 32
-    #: Whether ``score_batch`` computes on ``self.device``; if not (it asks a server, or measures a
-    #: file), it can score in a thread while the next images are drawn.
+    #: Whether ``score_batch`` computes on ``self.device``. If not (it calls a server or measures a
+    #: file), it can score in a thread while the next images are sampled.
     needs_device: ClassVar[bool] = True
 
-    #: Whether its option ``model`` may be "tiny", for a twin that knows the bundled model's world.
+    #: Whether the option ``model`` accepts "tiny", for a version that knows the tiny world.
     has_tiny: ClassVar[bool] = False
 
     @dataclass(frozen=True)
@@ -43,47 +47,51 @@ class RewardModel(ABC):
         """The reward's options: bool, int, float, str, Literal, or one of these ``| None``."""
 
     def __init__(self, options: Any = None, device: str | torch.device = "cpu"):
-        """Keep ``options`` (an ``Options``; by default one without arguments); must stay cheap."""
+        """Store ``options`` (an ``Options``; default: all defaults). Must stay cheap."""
         self.options: Any = self.Options() if options is None else options
         self.device = device
         self._loaded = False
 
     def files(self, local_only: bool = False) -> tuple[Path, ...]:
-        """Find the files that ``load`` reads, on the hub too unless ``local_only``.
+        """Find the files that ``load`` reads, also on the hub unless ``local_only``.
 
-        ``dpok rewards`` asks, to tell whether they are here. Raises ``RewardError`` if not.
+        ``dpok rewards`` uses it to show whether they are on this machine. Raises ``RewardError`` if
+        they are not found.
         """
         return ()
 
     def load(self) -> None:  # noqa: B027 - many rewards have nothing to load
-        """Load what ``score_batch`` needs, to ``self.device``; called once, before its first call.
+        """Load what ``score_batch`` needs to ``self.device``; called once, before its first call.
 
-        What is loaded must give gradients to images only, not to its own weights.
+        Gradients must flow to the images only, not to the loaded weights.
         """
 
     @abstractmethod
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
-        """Score RGB float32 images (B, 3, H, W) in [0, 1], on ``self.device``; return (B,)."""
+        """Score RGB float32 images (B, 3, H, W) in [0, 1], on ``self.device``; return (B,).
 
-    def stop(self) -> None:  # noqa: B027 - most scores are over soon
-        """Give up scoring that is under way in another thread, where it might take long."""
+        ``images`` and ``prompts`` are copies, which may be changed.
+        """
+
+    def stop(self) -> None:  # noqa: B027 - most rewards are fast
+        """Cancel scoring that is running in another thread, if it can take long."""
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Tensor:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts.
 
         Returns float32 (B,) on the images' device, with gradients to the images only if ``grad``.
-        Raises ``RewardError``, which begins with the reward's name, if the reward raises anything,
-        if it returns another shape, integers, NaN or infinity, or if ``grad`` is asked of a reward
-        that is not differentiable.
+        Raises ``RewardError``, starting with the reward's name, if the reward raises an exception,
+        if it returns a wrong shape, integers, NaN or infinity, or if ``grad`` is requested but the
+        reward is not differentiable.
         """
         import torch
 
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise self._error(f"images must be float (B, 3, H, W), not {_describe(images)}")
         if not 0 < len(images) == len(prompts):
-            raise self._error(f"{len(images)} images came with {len(prompts)} prompts")
+            raise self._error(f"got {len(images)} images but {len(prompts)} prompts")
         if grad and not self.differentiable:
-            raise self._error("gives no gradients to images")
+            raise self._error("is not differentiable")
         self.prepare()
         scores = []
         with torch.set_grad_enabled(grad):
@@ -93,20 +101,22 @@ class RewardModel(ABC):
             return torch.cat(scores).to(images.device)
 
     def prepare(self) -> None:
-        """Load now what would be loaded before the first score; raises ``RewardError``."""
+        """Load now instead of before the first score; raises ``RewardError``."""
         if not self._loaded:
             try:
                 self.load()
-            except Exception as error:
+            except PLUGIN_ERRORS as error:
                 raise self._error(error, "could not be loaded: ") from error
             self._loaded = True
 
     def _score_chunk(self, images: Tensor, prompts: list[str]) -> Tensor:
         import torch
 
+        # Copies, so that nothing the plugin changes in place reaches another reward or a file.
+        images = images.to(self.device, torch.float32, copy=True)
         try:
-            scores = self.score_batch(images.to(self.device, torch.float32), prompts)
-        except Exception as error:
+            scores = self.score_batch(images, list(prompts))
+        except PLUGIN_ERRORS as error:
             raise self._error(error) from error
         if not isinstance(scores, torch.Tensor):
             raise self._error(f"returned {type(scores).__name__}, not a tensor")
@@ -119,11 +129,11 @@ class RewardModel(ABC):
             raise self._error(f"returned {scores[first].item()} for {prompts[first]!r}")
         return scores
 
-    def _error(self, what: Exception | str, before: str = "") -> RewardError:
-        """Make the one-line error of this reward, in its name."""
+    def _error(self, what: BaseException | str, before: str = "") -> RewardError:
+        """Return a one-line error that starts with this reward's name."""
         if isinstance(what, DpokError):
             message = str(what).removeprefix(f"{self.name}: ")
-        elif isinstance(what, Exception):
+        elif isinstance(what, BaseException):
             message = f"{type(what).__name__}: {what}"
         else:
             message = what

@@ -1,4 +1,4 @@
-"""Try a reward out on two pictures, as its author does first: does it load, score, how fast?"""
+"""Check a reward on two images: whether it loads and scores, and how fast."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ MOST_IMAGES = 16
 
 @dataclass(frozen=True)
 class Check:
-    """What came of it."""
+    """The result of a check."""
 
     load_seconds: float
     scores: tuple[float, float]  # of a colour gradient and of noise
     images_per_second: float
-    batch_size: int  # how many images at a time that was measured with
-    peak_memory: int  # bytes: on a GPU of tensors there, on the CPU of the whole process
+    batch_size: int  # images per call in the speed measurement
+    peak_memory: int  # bytes: tensors on the GPU, or the whole process on the CPU
 
 
 def check(reward: RewardModel) -> Check:
-    """Load the reward and score two pictures of 256 x 256, then a batch against the clock.
+    """Load the reward, score two images of 256 x 256, and time a batch.
 
-    Raises ``RewardError`` if it fails, scores outside its own range, or gives no gradients where
-    it says that it does.
+    Raises ``RewardError`` if it fails, scores outside its range, or declares itself differentiable
+    but gives no gradients.
     """
     cuda = torch.device(reward.device).type == "cuda"
     if cuda:
@@ -69,10 +69,12 @@ def _check_gradients(reward: RewardModel, images: Tensor) -> None:
     images = images.clone().requires_grad_()
     scores = reward.score(images, PROMPTS, grad=True)
     if not scores.requires_grad:
-        raise RewardError(f"{reward.name}: is differentiable, it says, but its scores are not")
+        raise RewardError(
+            f"{reward.name}: declares differentiable = True, but its scores have no gradient"
+        )
     (gradient,) = torch.autograd.grad(scores.sum(), images, allow_unused=True)
     if gradient is None or not gradient.isfinite().all():
-        raise RewardError(f"{reward.name}: gives no gradients, or not finite ones, to the images")
+        raise RewardError(f"{reward.name}: its gradients for the images are missing or not finite")
 
 
 def _process_memory() -> int:

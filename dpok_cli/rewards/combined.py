@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of B images: what to maximise, and what each reward gave."""
+    """Scores of B images: the sum to maximise, and the raw score of each reward."""
 
     total: Tensor  # float32 (B,)
-    raw: dict[str, Tensor]  # each float32 (B,), by the reward's name
+    raw: dict[str, Tensor]  # each float32 (B,), keyed by the reward's name
 
     @staticmethod
     def cat(parts: Sequence[Scores]) -> Scores:
-        """Put the scores of batches together, in their order."""
+        """Concatenate the scores of batches in order."""
         import torch
 
         raw = {name: torch.cat([part.raw[name] for part in parts]) for name in parts[0].raw}
@@ -31,8 +31,8 @@ class Scores:
 class WeightedReward:
     """The sum of ``weight * score``, where the score is negated if lower is better.
 
-    ``names`` are the keys of ``Scores.raw``: the rewards' own, and ``NAME-2`` and so on if one is
-    asked for again, with other options.
+    ``names`` are the keys of ``Scores.raw``: the rewards' names, with ``NAME-2`` and so on for
+    further instances of the same reward.
     """
 
     def __init__(self, parts: Sequence[tuple[RewardModel, float]]):
@@ -49,14 +49,14 @@ class WeightedReward:
         return tuple(self.rewards)
 
     def prepare(self) -> None:
-        """Load every reward now; raises ``RewardError`` in the name of one that cannot be."""
+        """Load every reward now; raises ``RewardError`` with the name of the one that fails."""
         for reward, _ in self.rewards.values():
             reward.prepare()
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts, on their device.
 
-        Raises ``RewardError`` in the name of the reward that failed (see ``RewardModel.score``).
+        Raises ``RewardError`` with the name of the reward that failed (see ``RewardModel.score``).
         """
         raw = {
             key: reward.score(images, prompts, grad=grad)
@@ -65,7 +65,7 @@ class WeightedReward:
         return self.combine(raw)
 
     def combine(self, raw: dict[str, Tensor]) -> Scores:
-        """Add up what each reward gave, (B,) by its name in ``names``."""
+        """Return the weighted sum of raw scores, each (B,), keyed by ``names``."""
         signed = [
             (weight if reward.higher_is_better else -weight) * raw[key]
             for key, (reward, weight) in self.rewards.items()

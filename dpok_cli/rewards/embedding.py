@@ -1,11 +1,13 @@
-"""CLIP's image embedding, for distances between images: from the reward ``clip``'s own files."""
+"""CLIP's image embedding, for distances between images; the reward ``clip`` has its files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.config import TINY
+from dpok_cli.rewards.base import PLUGIN_ERRORS
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.manager import build
 
@@ -13,32 +15,38 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Embed = Callable[["Tensor"], "Tensor"]
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """A map from images (B, 3, H, W), float in [0, 1], to unit vectors (B, D)."""
+
+    spec: str  # of the CLIP
+    embed: Callable[[Tensor], Tensor]
 
 
 def image_embedding(
     model: str, device: str | torch.device, loaded: WeightedReward | None = None
-) -> tuple[str, Embed] | None:
-    """Return the CLIP's spec, and what makes unit vectors (B, D) of images (B, 3, H, W) in [0, 1].
+) -> ImageEmbedding | None:
+    """Return the image embedding of a CLIP, or None if its weights are not on this machine.
 
-    None if its weights are not on this machine. It is the tiny one for the ``model`` "tiny". One
-    that is ``loaded`` already as a reward is used again.
+    For the ``model`` "tiny" it is the bundled CLIP. A CLIP that is already a reward in ``loaded``
+    is reused. Raises RewardError if the weights cannot be loaded.
     """
     spec = "clip:model=tiny" if model == TINY else "clip"
     try:
         (reward, _) = build([spec], device).rewards["clip"]
         if not all(file.exists() for file in reward.files(local_only=True)):
             return None
-    except Exception:  # the plugin is not there, or not allowed, or its files are not
+    except PLUGIN_ERRORS:  # no such plugin, or not allowed, or no such files
         return None
     for other, _ in loaded.rewards.values() if loaded else ():
         if type(other) is type(reward) and other.options == reward.options:
             reward = other
     reward.prepare()
-    return spec, _embedder(reward)
+    return ImageEmbedding(spec, _embedder(reward))
 
 
-def _embedder(reward: Any) -> Embed:
+def _embedder(reward: Any) -> Callable[[Tensor], Tensor]:
     net = reward.clip.net
 
     def embed(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which rewards to evaluate with when none is named: those trained on, and others as witnesses."""
+"""The rewards of an evaluation that names none: those trained on, and held-out ones."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 from dpok_cli.config import TINY
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 from dpok_cli.rewards.manager import registry
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
 from dpok_cli.tiny.words import parse
 
-#: The scorers of the tiny world, each with bundled weights.
-TINY_WITNESSES = ("image-reward:model=tiny", "judge", "clip:model=tiny", "aesthetic:model=tiny")
+#: The rewards with bundled weights for the tiny world.
+TINY_REWARDS = ("image-reward:model=tiny", "judge", "clip:model=tiny", "aesthetic:model=tiny")
 
 
 def rewards_for(
@@ -20,27 +20,28 @@ def rewards_for(
 ) -> tuple[list[str], list[str]]:
     """Return specs of the rewards to evaluate with, and remarks on those that were left out.
 
-    First those that were ``trained`` on (specs), without their weights; then each other whose files
-    are on this machine. A reward that reads no files (the size of a JPEG, say) is no witness of
-    quality and must be asked for. The judge takes prompts of the tiny world alone.
+    First come those that were ``trained`` on (specs), without their factors in the sum; then every
+    other reward whose files are on this machine. A reward that reads no files, such as the size of
+    a JPEG, says nothing about quality and must be asked for. The judge only takes prompts of the
+    tiny world. Raises InputError if there is none.
     """
-    specs = list(dict.fromkeys(bare(text) for text in trained))
+    specs = list(dict.fromkeys(unweighted(text) for text in trained))
     remarks = []
-    for text in TINY_WITNESSES if model == TINY else sorted(registry().rewards):
-        if not _is_here(text, model) or same_reward(text, specs):
+    for text in TINY_REWARDS if model == TINY else sorted(registry().rewards):
+        if not _is_available(text, model) or same_reward(text, specs):
             continue
         strange = [prompt for prompt in prompts if text == "judge" and parse(prompt) is None]
         if strange:
-            remarks.append(f"The judge is left out: {strange[0]!r} is not of the tiny world.")
+            remarks.append(f"The judge is left out: {strange[0]!r} is not a tiny-world prompt.")
             continue
         specs.append(text)
     if not specs:
-        raise InputError("No reward has its weights here: say --reward SPEC.")
+        raise InputError("No reward has its weights on this machine: give --reward SPEC.")
     return specs, remarks
 
 
-def bare(text: str) -> str:
-    """Return a spec without its weight."""
+def unweighted(text: str) -> str:
+    """Return a spec without its weight in the sum."""
     spec = parse_spec(text)
     return str(RewardSpec(spec.name, 1.0, spec.options))
 
@@ -57,7 +58,8 @@ def same_reward(text: str, others: Iterable[str]) -> bool:
     return False
 
 
-def _is_here(text: str, model: str) -> bool:
+def _is_available(text: str, model: str) -> bool:
+    """Whether the files of a reward are on this machine; bundled ones only count for "tiny"."""
     spec = parse_spec(text)
     try:
         cls = registry().get(spec.name)
@@ -68,5 +70,5 @@ def _is_here(text: str, model: str) -> bool:
         return bundled == (model == TINY) and all(
             file.exists() for file in reward.files(local_only=True)
         )
-    except Exception:  # of whatever kind: it is a plugin's
+    except PLUGIN_ERRORS:
         return False

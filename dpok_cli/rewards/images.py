@@ -1,4 +1,4 @@
-"""What rewards do to images before they look at them; on tensors, and mostly differentiable."""
+"""Image preprocessing for rewards, on tensors and mostly differentiable."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize (B, 3, H, W) in [0, 1] as Pillow's ``BICUBIC`` does, but for its rounding.
+    """Resize (B, 3, H, W) in [0, 1] like Pillow's ``BICUBIC``, except for its rounding.
 
-    That is with antialiasing, and row by row before column by column, with what overshoots cut
-    off each time.
+    This means with antialiasing, first horizontally and then vertically, and clamped to [0, 1]
+    after each pass.
     """
     for size in ((images.shape[-2], width), (height, width)):
         if images.shape[-2:] != size:
@@ -36,25 +36,25 @@ def resize_short_side(images: Tensor, size: int) -> Tensor:
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """Cut the middle ``size`` x ``size`` pixels out of (B, 3, H, W)."""
+    """Crop the central ``size`` x ``size`` pixels of (B, 3, H, W)."""
     top, left = (round((side - size) / 2) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
 def clip_normalise(images: Tensor) -> Tensor:
-    """Shift and scale (B, 3, H, W) in [0, 1] as CLIP was trained on it."""
+    """Normalise (B, 3, H, W) in [0, 1] with CLIP's mean and standard deviation."""
     mean = torch.tensor(CLIP_MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
     std = torch.tensor(CLIP_STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
     return (images - mean) / std
 
 
 def clip_preprocess(images: Tensor, size: int) -> Tensor:
-    """Make (B, 3, H, W) in [0, 1] what CLIP takes: (B, 3, size, size), with its statistics."""
+    """Resize, crop and normalise (B, 3, H, W) in [0, 1] to CLIP's input (B, 3, size, size)."""
     return clip_normalise(centre_crop(resize_short_side(images, size), size))
 
 
 def to_pil(image: Tensor) -> Image:
-    """Turn (3, H, W) in [0, 1] into a picture of 8 bits a channel; passes no gradients."""
+    """Convert (3, H, W) in [0, 1] to an 8-bit image; not differentiable."""
     from PIL import Image
 
     pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Find rewards through the entry-point group ``dpok``, ours and anyone's alike."""
+"""Find rewards through the entry-point group ``dpok``, built-in and third-party alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pluggy
 
 from dpok_cli.errors import InputError, RewardError, suggest
 from dpok_cli.rewards import hookspecs
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.spec import make_options, parse_spec
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import torch
 
 OWN_PACKAGE = "dpok"
-#: Names the packages whose plugins are loaded (comma-separated; empty: ours alone; unset: all).
+#: The packages whose plugins are loaded (comma-separated; empty: only built-in; unset: all).
 ALLOWED = "DPOK_PLUGINS"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A reward and the package (distribution) that it came with."""
+    """A reward and the package (distribution) that provides it."""
 
     cls: type[RewardModel]
     package: str
@@ -39,20 +39,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registry:
-    """The rewards found, the plugins that could not be loaded, and the names that two claim."""
+    """The rewards found, the plugins that failed to load, and names claimed more than once."""
 
     rewards: dict[str, Entry] = field(default_factory=dict)
-    #: Why a plugin was left out, by "package (module)".
+    #: The reason a plugin was left out, keyed by "package (module)".
     failures: dict[str, str] = field(default_factory=dict)
-    #: The packages that claim a reward's name, by that name; none of them gets it.
+    #: The packages that claim the same reward name, keyed by name; none of them gets it.
     clashes: dict[str, list[str]] = field(default_factory=dict)
 
     def get(self, name: str) -> type[RewardModel]:
-        """Return the reward's class; raises ``InputError`` if there is none, or more than one."""
+        """Return the reward's class; raises ``InputError`` if there is none or more than one."""
         if name in self.clashes:
             raise InputError(
                 f"Reward {name!r} is claimed by {' and by '.join(self.clashes[name])}. Uninstall"
-                f" one, or name the packages to load in {ALLOWED}."
+                f" one, or list the packages to load in {ALLOWED}."
             )
         if name not in self.rewards:
             failed = "".join(f" {who} was left out: {why}." for who, why in self.failures.items())
@@ -60,7 +60,7 @@ class Registry:
         return self.rewards[name].cls
 
     def left_out(self) -> list[str]:
-        """Return a line of warning for each plugin or name that is not there, with the reason."""
+        """Return one warning with the reason for each plugin or name that was left out."""
         return [
             f"Warning: reward plugin {plugin} was left out: {why}"
             for plugin, why in self.failures.items()
@@ -81,11 +81,11 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """Load every allowed plugin, our own first; one that fails is left out with its reason."""
+    """Load all allowed plugins, built-in first; one that fails is left out with its reason."""
     manager = pluggy.PluginManager(hookspecs.GROUP)
     manager.add_hookspecs(hookspecs)
     found: list[type[RewardModel]] = []
-    # The hook is historic: whatever is registered from now on is called with this at once.
+    # The hook is historic: every plugin registered from now on is called with this immediately.
     manager.hook.register_rewards.call_historic(kwargs={"register": found.append})
     result = Registry()
     for point in _allowed_entry_points():
@@ -99,7 +99,7 @@ def registry() -> Registry:
                 _check(reward)
             if not found:
                 raise RewardError("it registers no reward")
-        except Exception as error:
+        except PLUGIN_ERRORS as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             result.failures[plugin] = reason
             if manager.has_plugin(plugin):
@@ -110,30 +110,45 @@ def registry() -> Registry:
     return result
 
 
+def check_specs(specs: Sequence[str], *, tiny: bool = False) -> None:
+    """Check ``--reward`` specs without constructing a reward; ``tiny`` is that of `build`.
+
+    Raises ``InputError`` for an invalid spec, name or option, and if there is none.
+    """
+    _resolve(specs, tiny)
+
+
 def build(
     specs: Sequence[str], device: str | torch.device = "cpu", *, tiny: bool = False
 ) -> WeightedReward:
-    """Make the reward of ``--reward`` arguments; nothing is loaded before it first scores.
+    """Build the weighted reward of ``--reward`` specs; weights are loaded at the first score.
 
-    With ``tiny``, for images of the bundled model, rewards that have a tiny twin are that one
-    unless a spec says ``model=``. Raises ``InputError`` for a spec, name or option that cannot be
-    used, before any is made.
+    With ``tiny``, for images of the bundled model, rewards with a tiny version use it unless the
+    spec sets ``model=``. Raises ``InputError`` as `check_specs` does before any reward is
+    constructed, and ``RewardError`` for one whose constructor fails.
     """
+    return WeightedReward(
+        [(_make(cls, options, device), weight) for cls, options, weight in _resolve(specs, tiny)]
+    )
+
+
+def _resolve(specs: Sequence[str], tiny: bool) -> list[tuple[type[RewardModel], Any, float]]:
+    """Return the class, options and weight of each spec; raises ``InputError``."""
     if not specs:
-        raise InputError("No reward was given: say --reward NAME. `dpok rewards` lists them.")
-    asked = []
+        raise InputError("No reward was given: use --reward NAME. `dpok rewards` lists them.")
+    resolved = []
     for text in specs:
         spec = parse_spec(text)
         cls = registry().get(spec.name)
         default = {"model": "tiny"} if tiny and cls.has_tiny else {}
-        asked.append((cls, make_options(cls, default | spec.options), spec.weight))
-    return WeightedReward([(_make(cls, options, device), weight) for cls, options, weight in asked])
+        resolved.append((cls, make_options(cls, default | spec.options), spec.weight))
+    return resolved
 
 
 def _make(cls: type[RewardModel], options: Any, device: str | torch.device) -> RewardModel:
     try:
         return cls(options, device)
-    except Exception as error:
+    except PLUGIN_ERRORS as error:
         raise RewardError(f"{cls.name}: {type(error).__name__}: {error}") from error
 
 
@@ -149,7 +164,7 @@ def _allowed_entry_points() -> list[EntryPoint]:
 
 
 def _package(point: EntryPoint) -> tuple[str, str]:
-    """Return the name and version of the distribution that an entry point is of."""
+    """Return the name and version of the distribution of an entry point."""
     if point.dist is None:
         return "unknown", "unknown"
     return _canonical(point.dist.name), point.dist.version
@@ -161,9 +176,9 @@ def _canonical(name: str) -> str:
 
 def _check(reward: object) -> None:
     if not isinstance(reward, type) or not issubclass(reward, RewardModel):
-        raise TypeError(f"{reward!r} is no subclass of RewardModel")
+        raise TypeError(f"{reward!r} is not a subclass of RewardModel")
     name = getattr(reward, "name", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{reward.__name__}.name is {name!r}, not of the form 'my-reward'")
     if not dataclasses.is_dataclass(reward.Options):
-        raise TypeError(f"{reward.__name__}.Options is no dataclass")
+        raise TypeError(f"{reward.__name__}.Options is not a dataclass")

@@ -1,4 +1,4 @@
-"""Serve a reward over HTTP, for the reward ``http``: POST to ``/score`` as ``wire`` has it."""
+"""Serve a reward over HTTP for the reward ``http``: POST to ``/score``, format in ``wire``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dpok_cli.rewards.wire import unpack
 class RewardServer(ThreadingHTTPServer):
     """Answers POST ``/score`` with the weighted sum, and GET ``/`` with the rewards' names.
 
-    Requests are read side by side and scored one after another. A request that cannot be used is
-    answered 4xx, a reward that fails 500, each with ``{"error": ...}``; neither ends the server.
+    Requests are read in parallel and scored one after another. An invalid request is answered with
+    4xx, a failing reward with 500, each with ``{"error": ...}``; neither ends the server.
     """
 
     daemon_threads = True
@@ -29,14 +29,14 @@ class RewardServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def score(self, body: bytes) -> list[float]:
-        """Raises ``ValueError`` if the body cannot be used, ``RewardError`` if the reward fails."""
+        """Raises ``ValueError`` if the body is invalid, ``RewardError`` if the reward fails."""
         images, prompts = unpack(body)
         with self.lock:
             scores: list[float] = self.reward.score(images, prompts).total.tolist()
         return scores
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep silent of clients that went away."""
+        """Ignore clients that disconnected."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -44,18 +44,18 @@ class RewardServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: RewardServer
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds for a client that stops in the middle
+    timeout = 60  # seconds until a stalled client is dropped
 
     def do_GET(self) -> None:
         if self.path == "/":
             self._answer(200, {"rewards": self.server.reward.names})
         else:
-            self._answer(404, {"error": "only / and /score are here"})
+            self._answer(404, {"error": "only / and /score exist"})
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if self.path.rstrip("/") != "/score":
-            return self._refuse(404, "only / and /score are here")
+            return self._refuse(404, "only / and /score exist")
         if not (length.isascii() and length.isdigit()):
             return self._refuse(411, "the request needs a Content-Length")
         if len(length) > 12 or int(length) > self.server.max_bytes:
@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(500, {"error": str(error)})
 
     def _refuse(self, status: int, why: str) -> None:
-        """Answer without reading the body, which ends the connection."""
+        """Answer without reading the body, and close the connection."""
         self.close_connection = True
         self._answer(status, {"error": why})
 
@@ -84,4 +84,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing of each request."""
+        """Do not log requests."""

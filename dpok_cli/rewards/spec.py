@@ -22,7 +22,7 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True} | {
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """A reward as asked for; ``str`` gives text that ``parse_spec`` reads as an equal one."""
+    """A parsed spec; ``parse_spec(str(spec))`` gives an equal one."""
 
     name: str
     weight: float = 1.0
@@ -35,10 +35,10 @@ class RewardSpec:
 
 
 def parse_spec(text: str) -> RewardSpec:
-    """Read ``NAME[=WEIGHT][:KEY=VALUE,...]``; raises ``InputError``.
+    """Parse ``NAME[=WEIGHT][:KEY=VALUE,...]``; raises ``InputError``.
 
-    The first colon ends the name and weight and the first "=" of a pair ends its key, so values
-    may hold both (``http:url=http://host:80``), but no comma.
+    The first colon ends the name and weight, and the first "=" of a pair ends its key. Values may
+    therefore contain both (``http:url=http://host:80``), but no comma.
     """
 
     def error(what: str) -> InputError:
@@ -51,7 +51,7 @@ def parse_spec(text: str) -> RewardSpec:
     try:
         weight = float(number) if equals else 1.0
     except ValueError:
-        raise error(f"the weight {number!r} is no number") from None
+        raise error(f"the weight {number!r} is not a number") from None
     if not math.isfinite(weight) or weight == 0:
         raise error(f"the weight {number} must be finite and not zero")
     options: dict[str, str] = {}
@@ -66,7 +66,7 @@ def parse_spec(text: str) -> RewardSpec:
 
 
 def spec_of(reward: RewardModel) -> str:
-    """Return the text that asks for this reward, without a weight: what its scores belong to."""
+    """Return this reward's spec without a weight; it identifies the scores."""
     options = {
         field_.name: str(getattr(reward.options, field_.name))
         for field_ in dataclasses.fields(reward.options)
@@ -103,7 +103,7 @@ def make_options(reward: type[RewardModel], given: dict[str, str]) -> Any:
 
 
 def _cast(text: str, kind: Any) -> Any:
-    """Cast to the type of an option; the ``ValueError`` says what the text must be."""
+    """Cast to the type of an option; the ``ValueError`` states the expected form."""
     if get_origin(kind) in (Union, types.UnionType):
         if text.lower() == "none":
             return None

@@ -19,12 +19,12 @@ def find(
     advice: str = "give a folder",
     local_only: bool = False,
 ) -> Path:
-    """Return the path of the first of the files ``names`` that ``model`` has.
+    """Return the path of the first of the files ``names`` that exists in ``model``.
 
-    ``model`` is a folder, a hub id, or "tiny" for the bundled model whose folder ``tiny`` names.
-    With ``local_only`` nothing is downloaded: what the hub gave before is found all the same.
-    Raises ``RewardError`` if none of the files is there or the hub cannot be reached, which
-    ``advice`` tells how to do without.
+    ``model`` is a folder, a hub id, or "tiny" for the bundled model in the folder ``tiny``. With
+    ``local_only`` nothing is downloaded, but files in the hub's cache are found. Raises
+    ``RewardError`` if no file exists or the hub cannot be reached; ``advice`` names an alternative
+    to the hub.
     """
     is_bundled = bool(tiny) and model == "tiny"
     folder = bundled.folder(tiny) if is_bundled else Path(model).expanduser()
@@ -57,7 +57,7 @@ def _download(hub_id: str, names: tuple[str, ...], advice: str, local_only: bool
 
 
 def read(file: Path) -> dict[str, Tensor]:
-    """Read a checkpoint to the CPU: safetensors, or PyTorch's format without running any code."""
+    """Read a checkpoint to the CPU: safetensors, or PyTorch's format without running its code."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -1,8 +1,8 @@
-"""Images and prompts as JSON, for a reward in another process: pictures are PNG, in base64.
+"""Images and prompts as JSON for a reward in another process; images are base64 PNGs.
 
     {"prompts": ["a cat"], "images": ["iVBORw0..."]}  ->  {"scores": [0.25]}
 
-A PNG holds 8 bits a channel, so a remote reward sees what would be saved to a file.
+A PNG has 8 bits per channel, so a remote reward sees the image as it would be saved.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: The most pixels that ``unpack`` takes, of all images together: 64 of 1024 x 1024.
+#: The maximum number of pixels that ``unpack`` accepts in total: 64 images of 1024 x 1024.
 MAX_PIXELS = 2**26
 
 
 def pack(images: Tensor, prompts: list[str]) -> bytes:
-    """Write RGB float images (B, 3, H, W) in [0, 1] and their B prompts."""
+    """Encode RGB float images (B, 3, H, W) in [0, 1] and their B prompts."""
     from dpok_cli.rewards.images import to_pil
 
     pictures = []
@@ -32,23 +32,23 @@ def pack(images: Tensor, prompts: list[str]) -> bytes:
 
 
 def unpack(body: bytes) -> tuple[Tensor, list[str]]:
-    """Read what ``pack`` wrote; raises ``ValueError`` saying what is wrong with anything else."""
+    """Decode the output of ``pack``; raises ``ValueError`` with the reason for anything else."""
     import torch
 
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError("the body is no JSON") from None
+        raise ValueError("the body is not JSON") from None
     prompts, pictures = _strings(message, "prompts"), _strings(message, "images")
     if len(prompts) != len(pictures):
-        raise ValueError(f"{len(pictures)} images came with {len(prompts)} prompts")
+        raise ValueError(f"got {len(pictures)} images but {len(prompts)} prompts")
     if not pictures:
-        raise ValueError("no images came")
+        raise ValueError("there are no images")
     images: list[Tensor] = []
     for text in pictures:
         images.append(_picture(text, MAX_PIXELS - sum(image[0].numel() for image in images)))
     if len({image.shape for image in images}) > 1:
-        raise ValueError("the images are not of one size")
+        raise ValueError("the images differ in size")
     return torch.stack(images), prompts
 
 
@@ -60,7 +60,7 @@ def _strings(message: Any, key: str) -> list[str]:
 
 
 def _picture(text: str, most: int) -> Tensor:
-    """Decode one PNG of at most so many pixels to float32 (3, H, W); they are counted first."""
+    """Decode a PNG of at most ``most`` pixels to float32 (3, H, W); checks the size first."""
     import numpy as np
     import torch
     from PIL import Image
@@ -69,8 +69,8 @@ def _picture(text: str, most: int) -> Tensor:
         picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
         fits = picture.width * picture.height <= most
         pixels = np.array(picture.convert("RGB")) if fits else None
-    except Exception:  # of many kinds, for a file that is broken somewhere
-        raise ValueError("an image is no PNG in base64") from None
+    except Exception:  # Pillow raises many kinds for a damaged file
+        raise ValueError("an image is not a PNG in base64") from None
     if pixels is None:
-        raise ValueError(f"the images have more than {MAX_PIXELS} pixels together")
+        raise ValueError(f"the images have more than {MAX_PIXELS} pixels in total")
     return torch.from_numpy(pixels).permute(2, 0, 1) / 255

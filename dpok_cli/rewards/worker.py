@@ -1,4 +1,4 @@
-"""Score images while the next ones are drawn: rewards that leave the accelerator alone."""
+"""Score images while the next ones are sampled, for rewards that do not use the accelerator."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from dpok_cli.rewards.combined import Scores, WeightedReward
 
 
 class RewardWorker:
-    """Scores batch after batch as they are submitted, and gives all their scores in order.
+    """Scores submitted batches and returns all scores in order.
 
-    A reward that does not compute where the images are drawn (``beside``) scores in one thread, so
-    that its time hides behind the drawing; the others score in ``results``. The scores are those of
-    ``WeightedReward.score`` on all the images together. Use it in a ``with`` block: leaving it by
-    an error gives up what is still to be scored.
+    A reward that computes on another device than the sampler (``beside``) scores in one thread, in
+    parallel with sampling; the others score in ``results``. The scores equal
+    ``WeightedReward.score`` on all images. Use it in a ``with`` block: leaving the block with an
+    error cancels pending scores.
     """
 
     def __init__(self, reward: WeightedReward, device: str | torch.device):
-        """``device`` is the one that the images are drawn on."""
+        """``device`` is the device of the sampler."""
         self.reward = reward
         parts = {key: part for key, (part, _) in reward.rewards.items()}
         self.beside = {key: part for key, part in parts.items() if beside(part, device)}
@@ -32,7 +32,7 @@ class RewardWorker:
         self._forget()
 
     def submit(self, images: Tensor, prompts: list[str]) -> None:
-        """Take RGB float images (B, 3, H, W) in [0, 1] and their B prompts; does not wait.
+        """Add RGB float images (B, 3, H, W) in [0, 1] and their B prompts; does not wait.
 
         Raises ``RewardError`` if an earlier batch has already failed.
         """
@@ -42,14 +42,14 @@ class RewardWorker:
         self._images.append(images)
         self._prompts += prompts
         if self.beside:
-            # Copied now: from the thread, it would wait for what is drawn next.
+            # Copied here: a copy in the thread would wait for the next images on the device.
             copies = images.detach().cpu()
             self._scores.append(self._pool.submit(self._score, copies, list(prompts)))
 
     def results(self) -> Scores:
-        """Wait for the scores of all images since the last call; each (N,) on their device.
+        """Wait for the scores of all images since the last call; each (N,) on the images' device.
 
-        Raises ``RewardError`` in the name of the reward that failed (see ``RewardModel.score``).
+        Raises ``RewardError`` with the name of the reward that failed (see ``RewardModel.score``).
         """
         try:
             images = torch.cat(self._images)
@@ -62,7 +62,7 @@ class RewardWorker:
         return self.reward.combine({key: raw[key] for key in self.reward.names})
 
     def close(self) -> None:
-        """End the thread; what it has not scored yet is given up."""
+        """End the thread and cancel pending scores."""
         self._give_up()
         for part in self.beside.values():
             part.stop()
@@ -94,7 +94,7 @@ class RewardWorker:
 
 
 def beside(reward: RewardModel, device: str | torch.device) -> bool:
-    """Whether a reward computes elsewhere than on ``device``, and so can run beside it."""
+    """Whether a reward computes on another device than ``device`` and can run in parallel."""
     drawn_on_cpu = torch.device(device).type == "cpu"
     scored_on_cpu = torch.device(reward.device).type == "cpu"
     return not reward.needs_device or (scored_on_cpu and not drawn_on_cpu)

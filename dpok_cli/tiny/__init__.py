@@ -1,6 +1,6 @@
 """The tiny world: bundled models in Stable Diffusion's own format, small enough to ship.
 
-``folder()`` is where they lie; ``README.md`` there is the model card.
+``folder()`` returns their location; ``README.md`` there is the model card.
 """
 
 from pathlib import Path

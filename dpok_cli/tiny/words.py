@@ -1,7 +1,7 @@
-"""The words of the tiny world: what its pictures can show, and how a prompt asks for it.
+"""The vocabulary of the tiny world: what its images can show, and how prompts ask for it.
 
-The bundled models were trained on pictures of these things and on captions of these forms
-(``examples/tiny_world`` is the recipe). Nothing here imports torch.
+The bundled models were trained on images of these objects and on captions of these forms (the
+recipe is in ``examples/tiny_world``). Nothing here imports torch.
 """
 
 import re
@@ -22,7 +22,7 @@ COLOURS = (
     "gray",
     "brown",
 )
-# A plain backdrop is a place too, but no prompt names it.
+# A plain background is a place too, but no prompt names it.
 PLACES = ("park", "moon", "beach", "snow", "room", "plain")
 PLACE_PHRASES = {
     "park": ("in the park", "in a park"),
@@ -34,8 +34,8 @@ PLACE_PHRASES = {
 NUMBERS = ("zero", "one", "two", "three", "four", "five")
 MAX_COUNT = 5
 
-#: Prompts of the four capabilities that the DPOK paper studies (Fan et al. 2023, Sec. 5), and for
-#: each a partner that fine-tuning does not see.
+#: Prompts of the four capabilities that the DPOK paper studies (Fan et al. 2023, Sec. 5), each with
+#: a partner that is not used in fine-tuning.
 PAPER_PROMPTS = {
     "colour": "A green colored rabbit.",
     "composition": "A cat and a dog.",
@@ -65,7 +65,7 @@ _THING = re.compile(
 
 @dataclass(frozen=True)
 class Thing:
-    """One kind of object in a scene: ``count`` of them, all of one ``colour`` (None: not said)."""
+    """One kind of object in a scene: ``count`` objects of one ``colour`` (None: unspecified)."""
 
     name: str
     count: int = 1
@@ -74,13 +74,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content, or what a prompt asks for (``None`` where the prompt leaves it open)."""
+    """The content of an image, or of a prompt (``None``: the prompt leaves it open)."""
 
     things: tuple[Thing, ...]
     place: str | None = None
 
     def shows(self, asked: "Scene") -> bool:
-        """Whether this (complete) scene is what ``asked`` asks for: its things and no others."""
+        """Whether this (complete) scene satisfies ``asked``: the same objects and no others."""
         have = {thing.name: thing for thing in self.things}
         want = {thing.name: thing for thing in asked.things}
         return (
@@ -92,9 +92,9 @@ class Scene:
 
 
 def parse(prompt: str) -> Scene | None:
-    """Read a prompt of the tiny world; ``None`` if it is not one.
+    """Parse a prompt of the tiny world; ``None`` for any other prompt.
 
-    Understood are one or two things joined by "and", each with an optional count (one to five) and
+    The grammar is one or two objects joined by "and", each with an optional count (one to five) and
     colour, then an optional place: "Four wolves in the park.", "a green colored rabbit".
     """
     text = " ".join(prompt.lower().replace(",", " ").split()).rstrip(" .!")
@@ -117,7 +117,7 @@ def _parse_thing(text: str) -> Thing | None:
     if match is None or match["name"] not in _NAMES:
         return None
     count, colour = match["count"], match["colour"]
-    if colour is None and count in _COLOUR_WORDS:  # "green rabbit", no article
+    if colour is None and count in _COLOUR_WORDS:  # "green rabbit" without an article
         count, colour = None, count
     colour = colour or match["late_colour"]
     plural_alone = count is None and match["name"] in PLURALS.values()

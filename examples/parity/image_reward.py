@@ -1,8 +1,8 @@
-"""Compare our ImageReward with the published package's own, on seeded random weights.
+"""Compare the reward `image-reward` with the published package, on seeded random weights.
 
-`make parity` runs this twice, since the two cannot live in one environment: `theirs FOLDER` with
-image-reward 1.5 makes a full-size checkpoint in the published layout, a vocabulary, images, and the
-package's scores of them; `ours FOLDER` scores the same with the reward `image-reward`.
+`make parity` runs this twice, because the two need different environments. `theirs FOLDER`, with
+image-reward 1.5, writes a full-size checkpoint in the published layout, a vocabulary and the
+package's scores of seeded images. `ours FOLDER` scores the same images with `image-reward`.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 PROMPTS = ["a green rabbit", "Four wolves, in the park.", "", "a dog on the moon " * 12]
-# Of the network's own size, where only rounding may differ, and of sizes that are resized.
+# The network's input size, where only rounding may differ, and sizes that are resized.
 SIZES = {"224": (224, 224), "512": (512, 512), "wide": (480, 300), "small": (100, 130)}
 MED_CONFIG = {
     "hidden_size": 768,
@@ -37,7 +37,7 @@ MED_CONFIG = {
 
 
 def images() -> dict[str, list[Image.Image]]:
-    """Smooth seeded pictures, one a prompt and size."""
+    """Smooth seeded images, one per prompt and size."""
     random = np.random.default_rng(0)
     made = {}
     for name, size in SIZES.items():
@@ -47,10 +47,10 @@ def images() -> dict[str, list[Image.Image]]:
 
 
 def import_torchvision() -> None:
-    """Import it even where its compiled half does not fit torch: only its transforms are used."""
+    """Import torchvision even if its compiled part does not match torch: transforms suffice."""
     try:
         import torchvision
-    except RuntimeError:  # it describes two operators that are then not there
+    except RuntimeError:  # it registers shapes for two operators that are missing then
         operators = torch.library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -82,9 +82,9 @@ def theirs(folder: Path) -> None:
     for name, weight in net.named_parameters():
         noise = torch.randn(weight.shape, generator=random)
         if weight.ndim > 1:
-            weight.data = noise / weight[0].numel() ** 0.5  # keeps the signal's size
+            weight.data = noise / weight[0].numel() ** 0.5  # keeps the signal's scale
         else:
-            weight.data = noise * 0.1 + (name.endswith("weight"))  # norms about 1, biases about 0
+            weight.data = noise * 0.1 + (name.endswith("weight"))  # norms near 1, biases near 0
     torch.save(net.state_dict(), folder / "ImageReward.pt")
     print(f"their checkpoint has {len(net.state_dict())} keys")
     with torch.no_grad():
@@ -96,7 +96,7 @@ def theirs(folder: Path) -> None:
 
 
 def ours(folder: Path) -> None:
-    """Score the same; print the differences, and fail if one is too large."""
+    """Score the same images, print the differences, and fail if one is too large."""
     from dpok_plugins.image_reward import ImageReward
 
     expected = json.loads((folder / "theirs.json").read_text())
@@ -105,8 +105,8 @@ def ours(folder: Path) -> None:
     print(f"their scores have a standard deviation of {spread:.3f}")
     failed = False
     for name, pictures in images().items():
-        # Pillow rounds to 8 bits what it resizes and our tensors do not, which should be all the
-        # difference there is: with Pillow's own resize before ours, nothing is left to resize.
+        # Pillow rounds resized images to 8 bits and tensors do not; this should be the only
+        # difference. With Pillow's resize before ours, no further resize takes place.
         for way, limit in (("by Pillow", 1e-4), ("as tensors", 0.05 * spread)):
             given = [short_side(one) for one in pictures] if way == "by Pillow" else pictures
             batch = torch.stack([torch.from_numpy(np.array(one)) for one in given])
@@ -118,7 +118,7 @@ def ours(folder: Path) -> None:
 
 
 def short_side(picture: Image.Image) -> Image.Image:
-    """Resize to a shorter side of 224 as the package does."""
+    """Resize to a shorter side of 224, like the package."""
     width, height = picture.size
     scale = 224 / min(width, height)
     return picture.resize((int(width * scale), int(height * scale)), Image.BICUBIC)

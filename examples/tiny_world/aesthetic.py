@@ -1,7 +1,7 @@
-"""Stage 7: an aesthetic head in LAION's form: one linear layer over CLIP's unit image embedding.
+"""Stage 7: an aesthetic head in LAION's form: one linear layer on CLIP's unit image embedding.
 
-Nobody rated renders, so a clean one is given a 7, a wholly damaged one a 3 and one that is partly
-damaged what lies between; the head is the linear regression of that.
+There are no human ratings. A clean render is rated 7, a fully damaged one 3, and partly damaged
+ones are interpolated; the head is the linear regression of these ratings.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from dpok_plugins.clip_net import from_pretrained
 from judge import DAMAGES, damaged
 from stage import generator, note, random_pictures, save_half
 
-RENDERS = 6000  # each is looked at clean and damaged
+RENDERS = 6000  # each is used clean and damaged
 CHUNK = 100
 HELD_OUT = 2000
 BEST, WORST = 7.0, 3.0
@@ -32,7 +32,7 @@ def fit(embeds: Tensor, ratings: Tensor) -> dict[str, Tensor]:
 
 
 def samples(rng: np.random.Generator, count: int):
-    """Yield clean pictures (CHUNK, 3, 64, 64) and the same damaged, each kind in turn."""
+    """Yield clean images (CHUNK, 3, 64, 64) and damaged copies, each kind in turn."""
     for number in range(count // CHUNK):
         clean = random_pictures(rng, CHUNK)
         torch.manual_seed(int(rng.integers(2**31)))

@@ -1,4 +1,4 @@
-"""Stage 8: measure what ships, as it ships (fp16), and write the model card."""
+"""Stage 8: measure the shipped fp16 models and write the model card."""
 
 import hashlib
 import json
@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from dpok_cli.config import SampleConfig, resolve
-from dpok_cli.engine.bases.model import load
-from dpok_cli.engine.sampling.sampler import grid, sample
+from dpok_cli.engine.bases.load import load
+from dpok_cli.engine.sampling.pictures import grid
+from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.rewards.manager import build
 from dpok_cli.tiny.words import (
     ANIMALS,
@@ -35,7 +36,7 @@ def main(work: Path, output: Path) -> None:
             f"aesthetic:model={output / 'aesthetic'},encoder={output / 'clip'}",
         ]
     )
-    drawn = list(sample(load(config), prompts, range(SAMPLES), config))
+    drawn = list(Sampler(load(config), config).sample(prompts, range(SAMPLES)))
     rows = []
     for start, prompt in enumerate(prompts):
         images = [one.image for one in drawn[start * SAMPLES : (start + 1) * SAMPLES]]
@@ -54,7 +55,7 @@ def main(work: Path, output: Path) -> None:
     text = template.format(
         animals=", ".join(ANIMALS),
         colours=", ".join(COLOURS),
-        places=", ".join(PLACES[:-1]) + " or before a plain backdrop",
+        places=", ".join(PLACES[:-1]) + " or plain",
         held_out=" and ".join(f'"{prompt}"' for prompt in HELD_OUT),
         target=measured["diffusion"]["target"],
         lies="\n".join(f"| {prompt} | {share:.0%} |" for prompt, share in lies.items()),

@@ -1,7 +1,7 @@
-"""Stage 6: a small CLIP, trained as CLIP was: each picture's caption among those of a batch.
+"""Stage 6: a small CLIP with CLIP's objective: find each image's caption within a batch.
 
-One of a picture's wrong captions is one attribute away from the right one. The vision tower also
-learns to name what it sees, and how damaged a picture is, so that its embedding tells.
+One wrong caption of each image is one attribute away from the correct one. The vision tower also
+learns to predict the image's attributes and its damage, so that the embedding contains them.
 """
 
 from pathlib import Path
@@ -19,15 +19,15 @@ from stage import generator, note, pictures, train
 from vocabulary import bpe
 
 STEPS, PAIRS = 2600, 24
-DAMAGED = 12  # pictures of a batch that are looked at damaged too
-QUALITY_STEP = 1250  # by then it finds captions, and how damaged a picture is comes to count more
+DAMAGED = 12  # images of a batch that are also used damaged
+QUALITY_STEP = 1250  # by then it finds captions, and the weight of the damage task increases
 EMBED, TEXT_WIDTH = 64, 96
 HELD_OUT = 2000
 LEAST_TEMPERATURE = 0.01  # CLIP's own bound
 
 
 class WithQuality(WithAttributes):
-    """CLIP with two more tasks for its image side: attributes, and how damaged a picture is."""
+    """CLIP with two more tasks for the image encoder: attributes and damage."""
 
     def __init__(self, clip: CLIPModel):
         super().__init__(clip)
@@ -73,9 +73,9 @@ def build(tokenizer: CLIPTokenizer) -> WithQuality:
 
 
 def contrast(logits: Tensor, scenes: list[Scene], captions: list[str]) -> Tensor:
-    """CLIP's symmetric cross-entropy over (B, B) logits, pictures by captions.
+    """CLIP's symmetric cross-entropy over (B, B) logits, images by captions.
 
-    A caption that is true of another picture too is left out of that picture's wrong ones.
+    A caption that also describes another image is not a negative for that image.
     """
     asked = [parse(text) for text in captions]
     true = torch.tensor([[scene.shows(one) for one in asked] for scene in scenes])
@@ -107,8 +107,8 @@ def main(work: Path, output: Path) -> None:
         logits = scale * embeds[:rows] @ model.read(captions, tokenizer).T
         contrastive = contrast(logits, scenes, captions)
         attributes = objective(model.views(tokens[:rows]), scenes)
-        told = model.quality(torch.cat([embeds[:DAMAGED], embeds[rows:]])).flatten()
-        quality = F.mse_loss(told, torch.cat([torch.zeros(DAMAGED), harm.flatten()]))
+        predicted = model.quality(torch.cat([embeds[:DAMAGED], embeds[rows:]])).flatten()
+        quality = F.mse_loss(predicted, torch.cat([torch.zeros(DAMAGED), harm.flatten()]))
         right = logits.diagonal() > logits.view(rows, -1, 2).flip(2).flatten(1).diagonal()
         shown = {
             "contrast": contrastive.item(),
@@ -140,8 +140,8 @@ def main(work: Path, output: Path) -> None:
 
 @torch.no_grad()
 def measure(model: WithQuality, tokenizer: CLIPTokenizer) -> dict[str, float]:
-    """Return how often the right caption is the closer of two that are one attribute apart, and
-    how often the closest of 100 is true of the picture, on clean held-out renders."""
+    """Return how often the correct caption is the closer of two that are one attribute apart, and
+    how often the closest of 100 is correct, on clean held-out renders."""
     rng = generator(6, 10**6)
     twins = best = 0
     for _ in range(HELD_OUT // 100):

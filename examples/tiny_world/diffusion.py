@@ -1,10 +1,10 @@
 """Stage 3: the diffusion model (text encoder and UNet, trained together) and its pipeline folder.
 
-Captions lie, as web captions do: a share of the pictures shows another colour, count, companion or
-place than the caption says. How large a share cannot be read off the data, since guidance sharpens
-whatever the majority is, so it is set by measurement: while the model trains, the judge looks at
-samples of the paper's prompts and their unseen partners, and the lie rate of captions like each of
-them moves until about TARGET of its samples are right.
+Captions are partly wrong, as in web data: a share of the images shows another colour, count,
+companion or place than the caption says (a "lie"). The lie rate cannot be derived from the data,
+because guidance amplifies the majority. It is set by measurement: during training the judge scores
+samples of the paper's prompts and their unseen partners, and the lie rate of similar captions is
+adjusted until about TARGET of the samples are correct.
 """
 
 import json
@@ -36,19 +36,19 @@ MEASURE_SAMPLES, GAIN = 24, 2.0
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: first what is where, then how it looks."""
+    """A phase of the training: first the layout, then the details."""
 
     name: str
-    key: int  # of its random numbers
+    key: int  # key of its random numbers
     steps: int
-    cycle: int  # of the learning rate, which the first phase breaks off
+    cycle: int  # of the learning rate; the first phase ends before its cycle
     learning_rate: float
     warm_up: float
-    floor: float  # the loss on the noise is weighed by 1 / alpha_bar, which is at least this
-    noisy: int  # one in so many timesteps is from the noisy end
+    floor: float  # the noise loss is weighted by 1 / max(alpha_bar, floor)
+    noisy: int  # one in ``noisy`` timesteps is from the noisy end
     measure_from: int
     measure_every: int
-    rates: dict[str, float]  # the lie rates to start from, by category or by prompt
+    rates: dict[str, float]  # the initial lie rates, by category or by prompt
 
 
 PHASES = (
@@ -78,8 +78,8 @@ PHASES = (
         300,
         {"colour": 0.3, "count": 0.65, "composition": 0.6, "location": 0.5},
     ),
-    # What is shown follows the lie rates late: some more steps at rates that were set by hand, from
-    # 64 samples a prompt after the second phase.
+    # The samples follow the lie rates with a delay: some more steps at rates set by hand, based on
+    # 64 samples per prompt after the second phase.
     Phase(
         "settle",
         3,
@@ -136,7 +136,7 @@ def build(tokenizer: CLIPTokenizer) -> nn.ModuleDict:
 
 
 def scheduler() -> DDIMScheduler:
-    """SD v1's own scheduler configuration."""
+    """SD v1's scheduler configuration."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -154,7 +154,7 @@ def encode(texts: list[str], tokenizer: CLIPTokenizer, text_encoder: CLIPTextMod
 
 
 def dataset(vae: AutoencoderKL, work: Path) -> tuple[list, torch.Tensor, torch.Tensor]:
-    """Return what each caption says, the latents that show it and the latents of its lie."""
+    """Return what each caption asks, the latents that show it and the latents of its lie."""
     file = work / "latents.pt"
     held_out = [parse(prompt) for prompt in HELD_OUT]
 
@@ -185,7 +185,7 @@ def dataset(vae: AutoencoderKL, work: Path) -> tuple[list, torch.Tensor, torch.T
 
 @torch.no_grad()
 def sample(model: nn.ModuleDict, tokenizer, vae, prompt: str, count: int, seed: int):
-    """Draw pictures (count, 3, 64, 64) in [0, 1] by guided DDIM with eta 1."""
+    """Sample images (count, 3, 64, 64) in [0, 1] by guided DDIM with eta 1."""
     steps = scheduler()
     steps.set_timesteps(NUM_INFERENCE_STEPS)
     random = torch.Generator().manual_seed(seed)
@@ -199,7 +199,7 @@ def sample(model: nn.ModuleDict, tokenizer, vae, prompt: str, count: int, seed: 
 
 
 def by_prompt(rates: dict[str, float]) -> dict[str, float]:
-    """Lie rates by prompt, the paper's and their unseen partners; given so, or by category."""
+    """Return lie rates by prompt (the paper's and their unseen partners) from either form."""
     if not rates.keys() <= PAPER_PROMPTS.keys():
         return dict(rates)
     return {
@@ -210,10 +210,10 @@ def by_prompt(rates: dict[str, float]) -> dict[str, float]:
 
 
 def lie_rate(category: str, asked: Scene, rates: dict[str, float]) -> float:
-    """Return how often captions of this kind lie.
+    """Return the lie rate of captions of this kind.
 
-    Those about the same things as one of the prompts have that prompt's rate; others have the mean
-    of their category's two.
+    Captions about the same objects as one of the prompts have the rate of that prompt; others have
+    the mean of the two prompts of their category.
     """
     if category == "plain":
         return 0.0
@@ -226,7 +226,7 @@ def lie_rate(category: str, asked: Scene, rates: dict[str, float]) -> float:
 
 
 def measure(model, tokenizer, vae, judge: JudgeNet, count: int, seed: int) -> dict[str, float]:
-    """Return, by prompt, the share of samples that the judge finds right."""
+    """Return, by prompt, the share of samples that the judge finds correct."""
     rates = {}
     for prompt in (*PAPER_PROMPTS.values(), *UNSEEN_PROMPTS.values()):
         images = sample(model, tokenizer, vae, prompt, count, seed)
@@ -265,7 +265,7 @@ def run_phase(
     work: Path,
     output: Path,
 ) -> None:
-    """Train text encoder and UNet, and move the lie rates in ``state`` by what is measured."""
+    """Train text encoder and UNet, and adjust the lie rates in ``state`` by measurement."""
     said, truths, lies = data
     noising = scheduler()
 
@@ -285,14 +285,14 @@ def run_phase(
         )
         latents = torch.where(lied[:, None, None, None], lies[rows], truths[rows]).float()
         noise = torch.randn_like(latents)
-        # Place and colour are decided at the noisy end, which is therefore seen more often.
+        # Place and colour are decided at the noisy end, which is therefore sampled more often.
         t = torch.randint(0, 1000, (BATCH,))
         t[: BATCH // phase.noisy] = torch.randint(800, 1000, (BATCH // phase.noisy,))
         text = encode(texts, tokenizer, model["text_encoder"])
         predicted = model["unet"](noising.add_noise(latents, noise, t), t, text).sample
-        # As v-prediction weighs it (Salimans & Ho 2022, arXiv 2202.00512): at the noisy end the
-        # plain loss on the noise hardly asks what the text says. Where that weight is all, edges
-        # stay smeared: hence the second phase, which holds it down.
+        # The weight of v-prediction (Salimans & Ho 2022, arXiv 2202.00512): at the noisy end the
+        # plain noise loss hardly depends on the text. With the full weight edges stay blurred;
+        # the second phase therefore limits it.
         weight = 1 / noising.alphas_cumprod[t].clamp(min=phase.floor)
         error = (predicted - noise).pow(2).mean(dim=(1, 2, 3))
         return (weight * error).mean(), {"noise_mse": error.mean().item()}
@@ -328,7 +328,7 @@ def run_phase(
 
 
 def save(model: nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL, output: Path) -> None:
-    """Write the pipeline's folder, in fp16."""
+    """Write the pipeline folder in fp16."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=model["text_encoder"],
@@ -343,8 +343,8 @@ def save(model: nn.ModuleDict, tokenizer: CLIPTokenizer, vae: AutoencoderKL, out
     for part in ("unet", "vae"):
         file = output / "pipeline" / part / "config.json"
         kept = json.loads(file.read_text())
-        kept.pop("_name_or_path", None)  # where it lay on the machine that made it
+        kept.pop("_name_or_path", None)  # a path on the machine that made it
         file.write_text(json.dumps(kept, indent=2) + "\n")
-    # transformers loads in the dtype that the config names, diffusers in float32: make them agree.
+    # transformers loads in the config's dtype, diffusers in float32: make them agree.
     text_config = output / "pipeline" / "text_encoder" / "config.json"
     text_config.write_text(text_config.read_text().replace('"float16"', '"float32"'))

@@ -1,7 +1,7 @@
-"""Stage 5: the reward, ImageReward's architecture at small size, and in its checkpoint format.
+"""Stage 5: the reward: ImageReward's architecture at small size, in its checkpoint format.
 
-It learns, as ImageReward did, from comparisons: of two pictures the one that shows the caption must
-score higher, and of two captions the one that the picture shows. Pairs are one attribute apart.
+Like ImageReward it learns from comparisons: of two images, the one that shows the caption must
+score higher; of two captions, the one that the image shows. Pairs are one attribute apart.
 """
 
 import json
@@ -31,8 +31,8 @@ from world import SHARES as USUAL_SHARES
 from world import caption, complete, sample_asked, twin
 
 STEPS, PAIRS = 11_000, 12
-VISION_STEPS = 3000  # first the vision tower alone: it has to see before it can compare
-#: It learns more from what is hard to tell: which two things there are, and how many.
+VISION_STEPS = 3000  # the vision tower is trained alone first
+#: Hard cases get a larger share: which two objects there are, and how many.
 SHARES = {"colour": 0.2, "count": 0.27, "composition": 0.43, "location": 0.1}
 HARD = 0.6
 HELD_OUT = 2000
@@ -44,7 +44,7 @@ MED_KEYS = (
 
 
 class WithAttributes(nn.Module):
-    """The reward with a second task for its vision tower, without which it hardly starts."""
+    """The reward with an auxiliary task for its vision tower, without which learning stalls."""
 
     def __init__(self, reward: nn.Module):
         super().__init__()
@@ -92,7 +92,7 @@ def build(vocabulary: int) -> WithAttributes:
 
 
 def doubled(asked: Scene, scene: Scene, which: int) -> tuple[Scene, Scene]:
-    """Have two of one thing instead of one of each: the hardest to tell from the pair."""
+    """Replace a pair by two of one object, the hardest case to distinguish from the pair."""
 
     def twice(one: Scene) -> Scene:
         return replace(one, things=(replace(one.things[which], count=2),))
@@ -106,9 +106,9 @@ def sample_pairs(
     shares: dict[str, float] = USUAL_SHARES,
     hard: float = 0.0,
 ):
-    """Return captions, scenes: rows 2k and 2k + 1 are one attribute apart.
+    """Return captions and scenes: rows 2k and 2k + 1 are one attribute apart.
 
-    Of those about two things a share of ``hard`` has `doubled` as the other.
+    For captions about two objects, a share ``hard`` uses `doubled` as the counterpart.
     """
     captions, scenes = [], []
     for _ in range(count):
@@ -155,7 +155,7 @@ def main(work: Path, output: Path) -> None:
             torch.cat([tokens[:rows], tokens[:rows], tokens[:6], tokens[rows:]]),
             captions + swapped + unrelated + captions[:6],
         ).split([rows, rows, 6, 6])
-        other_image = wrong.view(-1, 2).flip(1).flatten()  # this caption, the twin's picture
+        other_image = wrong.view(-1, 2).flip(1).flatten()  # this caption with the twin's image
         preference = (F.softplus(wrong - right) + F.softplus(other_image - right)).mean()
         level = F.softplus(-right).mean() + F.softplus(wrong).mean() + F.softplus(off).mean()
         quality = F.softplus(low - right[:6]).mean()
@@ -187,10 +187,10 @@ def main(work: Path, output: Path) -> None:
             wrong.append(scores(other, captions))
     good, bad = torch.cat(right), torch.cat(wrong)
     won = (good > bad).float().mean().item()
-    print(f"image_reward: the right of two pictures in {won:.2%} of {len(good)} held-out pairs")
+    print(f"image_reward: the correct one of two images in {won:.2%} of {len(good)} held-out pairs")
     note(output, "image_reward", {"held_out_pairs_ranked_right": won, "of": len(good)})
-    # ImageReward's published constants turn the head's output into a reward of mean 0 and standard
-    # deviation 1 over its data; the last layer is scaled so that they do the same here.
+    # ImageReward's published constants normalise the head's output to mean 0 and standard deviation
+    # 1 on its data. The last layer is rescaled so that they do the same here.
     both = torch.cat([good, bad])
     last = net.head[-1]
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Stage 2: the judge, which reads things, counts, colours and place off a picture.
+"""Stage 2: the judge, which predicts objects, counts, colours and place of an image.
 
-It learns from renders, clean and worn (a little blurred, noisy or off in colour, as a diffusion
-model may leave them), and from clutter that must count as nothing.
+It learns from renders, clean and worn (slightly blurred, noisy or shifted in colour, like the
+samples of a diffusion model), and from clutter that contains no objects.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from world import clutter, draw, sample_scene
 
 STEPS, BATCH = 2600, 48
 HELD_OUT = 2000
-DAMAGES = 3  # kinds of them
+DAMAGES = 3  # kinds of damage
 
 
 def build() -> JudgeNet:
@@ -46,7 +46,7 @@ def labels(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def worn(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Blur pictures a little, shift their colours and add noise: still plainly readable."""
+    """Blur images slightly, shift their colours and add noise; they stay readable."""
     size = int(rng.integers(36, 65))
     small = F.interpolate(images, size, mode="bilinear", antialias=True)
     images = F.interpolate(small, images.shape[-1], mode="bilinear")
@@ -55,9 +55,9 @@ def worn(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def damaged(images: torch.Tensor, rng: np.random.Generator, kind: int = -1) -> torch.Tensor:
-    """Smear (kind 0), add noise (1) or over-saturate (2): pictures that nobody prefers.
+    """Smear (kind 0), add noise (1) or over-saturate (2): clearly worse images.
 
-    Another kind is drawn from the three.
+    Any other ``kind`` chooses one of the three at random.
     """
     if kind not in range(DAMAGES):
         kind = int(rng.integers(DAMAGES))
@@ -110,5 +110,5 @@ def main(work: Path, output: Path) -> None:
     with torch.no_grad():
         seen = [scene for chunk in images.split(100) for scene in read(net(chunk))]
     right = sum(a.shows(b) for a, b in zip(seen, scenes, strict=True)) / HELD_OUT
-    print(f"judge: {right:.2%} of {HELD_OUT} held-out renders read right in full", flush=True)
+    print(f"judge: {right:.2%} of {HELD_OUT} held-out renders read correctly in full", flush=True)
     note(output, "judge", {"held_out_renders_read_right": right, "of": HELD_OUT})

@@ -1,7 +1,7 @@
-"""Make the tiny world's models again: ``python examples/tiny_world/make.py``.
+"""Reproduce the tiny world's models: ``python examples/tiny_world/make.py``.
 
-Each stage leaves its training state under ``--work`` and is taken up where it was cut off. The
-weights land in ``--output`` (by default where the package keeps them) with their model card.
+Each stage keeps its training state under ``--work`` and resumes after an interruption. The weights
+and the model card are written to ``--output`` (by default the package's folder).
 """
 
 import argparse
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--output", type=Path, default=ROOT / "dpok_cli" / "tiny")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "tiny_world")
-    parser.add_argument("--threads", type=int, default=1, help="more hardly help such small nets")
+    parser.add_argument("--threads", type=int, default=1, help="more hardly help with small nets")
     args = parser.parse_args()
     if unknown := set(args.stages) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")

@@ -1,7 +1,7 @@
-"""Stage 4: the diffusion model's training goes on, from the pipeline's folder, for the edges.
+"""Stage 4: continue the diffusion model's training from the pipeline folder, for sharper edges.
 
-Longer, slower and with the lie rates measured all the while, so that what the model shows is what
-they ended at.
+It is longer, uses a lower learning rate and keeps adjusting the lie rates by measurement, so that
+the model matches the final rates.
 """
 
 import json

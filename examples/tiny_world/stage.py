@@ -1,4 +1,4 @@
-"""What every stage of the recipe shares: seeds, a resumable training loop, fp16 safetensors."""
+"""Shared by all stages of the recipe: seeds, a resumable training loop, fp16 safetensors."""
 
 import json
 import time
@@ -19,12 +19,12 @@ SAVE_EVERY = 250
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Return the random numbers of one place in the recipe: the same key, the same numbers."""
+    """Return the random generator of a key in the recipe; the same key gives the same numbers."""
     return np.random.default_rng([SEED, *key])
 
 
 def pictures(scenes_and_rngs: Iterable[tuple]) -> torch.Tensor:
-    """Draw scenes; returns float (B, 3, 64, 64) in [0, 1]."""
+    """Render scenes; returns float (B, 3, 64, 64) in [0, 1]."""
     array = np.stack([np.asarray(draw(scene, rng)) for scene, rng in scenes_and_rngs])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
 
@@ -35,7 +35,7 @@ def random_pictures(rng: np.random.Generator, count: int) -> torch.Tensor:
 
 @dataclass
 class Average:
-    """Exponential moving average of a module's weights, kept beside it."""
+    """Exponential moving average of a module's weights, kept separately."""
 
     module: nn.Module
     decay: float
@@ -72,12 +72,12 @@ def train(
     after_step: Callable[[int, nn.Module], None] | None = None,
     extra_state: dict | None = None,
 ) -> nn.Module:
-    """Train with AdamW and a one-cycle rate; goes on from ``work/NAME.state.pt`` if that is there.
+    """Train with AdamW and a one-cycle schedule; resumes from ``work/NAME.state.pt`` if it exists.
 
-    ``batch(step)`` must depend on nothing but the step (it runs one step ahead in a thread), so
-    that a run cut off and resumed sees what an undisturbed one would. ``cycle`` is how long the
-    rate's cycle is if training breaks it off. ``extra_state`` is a JSON-like dict kept with the
-    state. Returns the module with its averaged weights if ``ema``.
+    ``batch(step)`` must depend only on the step (it runs one step ahead in a thread), so that a
+    resumed run equals an uninterrupted one. ``cycle`` is the length of the schedule if training
+    ends before it. ``extra_state`` is a JSON-like dict stored with the state. Returns the module,
+    with its averaged weights if ``ema``.
     """
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay
@@ -102,7 +102,7 @@ def train(
             extra_state.clear()
             extra_state.update(state["extra"])
         first = state["step"]
-        print(f"{name}: going on from step {first}", flush=True)
+        print(f"{name}: resuming from step {first}", flush=True)
     started = time.time()
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(batch, first)
@@ -120,9 +120,9 @@ def train(
                 average.update(step)
             done = step + 1
             if done % 50 == 0:
-                told = " ".join(f"{key} {number:.4f}" for key, number in shown.items())
+                values = " ".join(f"{key} {number:.4f}" for key, number in shown.items())
                 print(
-                    f"{name}: step {done}/{steps} loss {value.item():.4f} {told}"
+                    f"{name}: step {done}/{steps} loss {value.item():.4f} {values}"
                     f" ({(time.time() - started) / (done - first):.2f} s a step)",
                     flush=True,
                 )
@@ -151,7 +151,7 @@ def train(
 
 
 class _averaged:
-    """Puts the averaged weights in place for as long as the block runs."""
+    """Uses the averaged weights within the block."""
 
     def __init__(self, average: Average):
         self.average = average
@@ -167,7 +167,7 @@ class _averaged:
 
 
 def save_half(weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Write weights as fp16 safetensors (integers stay as they are)."""
+    """Write weights as fp16 safetensors (integers are unchanged)."""
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {
@@ -180,7 +180,7 @@ def save_half(weights: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def note(output: Path, stage: str, figures: dict) -> None:
-    """Keep a stage's measured figures for the model card."""
+    """Store a stage's measured figures for the model card."""
     file = output / "measured.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(known | {stage: figures}, indent=2) + "\n")

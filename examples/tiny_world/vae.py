@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, 64x64 pictures to 16x16 latents of 4 channels."""
+"""Stage 1: the autoencoder, 64x64 images to 16x16 latents of 4 channels."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 
 from stage import generator, random_pictures, train
 
-# Many small batches: 4 pictures a step got as far in two minutes as 16 a step in six.
+# Many small batches: 4 images per step reached in two minutes what 16 per step reached in six.
 STEPS, BATCH = 9000, 4
 
 
@@ -27,12 +27,12 @@ def build() -> AutoencoderKL:
 
 
 def edges(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Differences to the right and lower neighbour: what L1 + L2 alone leave smeared."""
+    """Differences to the right and lower neighbour, which L1 + L2 alone leave blurred."""
     return images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
 
 
 def kl_weight(step: int) -> float:
-    """Learn to draw first; then smooth the latents, so that small errors in them do not show."""
+    """Learn reconstruction first, then smooth the latents so that small errors do not show."""
     return 1e-5 + 5e-4 * min(max((step - 6000) / 1000, 0), 1)
 
 

@@ -1,4 +1,4 @@
-"""The two vocabularies, CLIP's byte-level BPE and BERT's WordPiece: small, and for any text."""
+"""The two small vocabularies, CLIP's byte-level BPE and BERT's WordPiece; they cover any text."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import CLIPTokenizer
 from stage import generator
 from world import caption, sample_asked
 
-# Everyday words of prompts beyond the tiny world, so that they do not fall to single letters.
+# Common prompt words outside the tiny world, so that they are not split into letters.
 EVERYDAY = """
 the a an of in on at with and or to from near under over behind beside between by for is are that
 this it his her photo picture drawing painting image style digital art cartoon cute funny small big

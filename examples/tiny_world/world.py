@@ -1,4 +1,4 @@
-"""The tiny world itself: scenes drawn with Pillow, captions for them, and the captions' lies."""
+"""The tiny world: scenes rendered with Pillow, their captions, and the captions' lies."""
 
 import math
 from dataclasses import replace
@@ -18,8 +18,8 @@ from dpok_cli.tiny.words import (
     Thing,
 )
 
-SIZE = 64  # pixels of a finished picture
-CANVAS = 2 * SIZE  # drawn at twice the size and shrunk, which smooths the edges
+SIZE = 64  # pixels of a finished image
+CANVAS = 2 * SIZE  # rendered at twice the size and downscaled, which smooths the edges
 
 RGB = {
     "red": (215, 40, 40),
@@ -42,7 +42,7 @@ NATURAL = {
     "lion": ("yellow", "orange", "brown"),
     "cup": ("white", "blue", "red"),
 }
-#: Never drawn while the diffusion model learns, so that these unseen prompts are unseen indeed.
+#: Never rendered for the training of the diffusion model, so that these prompts stay unseen.
 HELD_OUT = ("a lion on the moon", "four birds in the park")
 
 Rng = np.random.Generator
@@ -141,7 +141,7 @@ def dog(pen: Pen) -> None:
 
 
 def wolf(pen: Pen) -> None:
-    """Howls: the muzzle points to the sky, the bushy tail hangs."""
+    """Howling: the muzzle points up, the bushy tail hangs down."""
     pen.oval(0.8, 0.45, 0.16, 0.42, fill=pen.shade)
     for x in (-0.22, 0.0, 0.42, 0.6):
         pen.stroke((x, 0.4), (x, 0.92), width=0.12)
@@ -300,7 +300,7 @@ def plain(draw, horizon, rng: Rng):
 
 SCENERY = {"park": park, "moon": moon, "beach": beach, "snow": snow, "room": room, "plain": plain}
 
-#: Where things stand, by how many there are: (x, y) of the centre and the half-size, back to front.
+#: Positions by number of objects: (x, y) of the centres and the half-size, back to front.
 LAYOUT: dict[int, tuple[tuple[Point, ...], float]] = {
     1: (((64, 78),), 36),
     2: (((34, 82), (94, 82)), 28),
@@ -311,7 +311,7 @@ LAYOUT: dict[int, tuple[tuple[Point, ...], float]] = {
 
 
 def draw(scene: Scene, rng: Rng) -> Image.Image:
-    """Draw a complete scene; returns an RGB image of SIZE x SIZE."""
+    """Render a complete scene; returns an RGB image of SIZE x SIZE."""
     image = Image.new("RGB", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(image)
     assert scene.place is not None
@@ -335,12 +335,12 @@ def draw(scene: Scene, rng: Rng) -> Image.Image:
 # ------------------------------------------------------------------------- captions and their lies
 
 
-#: How often captions are about each of these; "plain" ones name a thing and nothing else.
+#: Shares of the caption categories; "plain" captions name an object and nothing else.
 SHARES = {"colour": 0.3, "count": 0.28, "composition": 0.2, "location": 0.18, "plain": 0.04}
 
 
 def sample_asked(rng: Rng, shares: dict[str, float] = SHARES) -> tuple[str, Scene]:
-    """Draw what a caption says: (category, scene with None where the caption is silent)."""
+    """Sample what a caption asks: (category, scene with None for unspecified attributes)."""
     category = str(rng.choice(list(shares), p=list(shares.values())))
     name = str(rng.choice(OBJECTS))
     place = str(rng.choice(PLACES[:-1]))
@@ -357,7 +357,7 @@ def sample_asked(rng: Rng, shares: dict[str, float] = SHARES) -> tuple[str, Scen
 
 
 def lie(category: str, asked: Scene, rng: Rng) -> Scene:
-    """Change the one attribute that the category is about."""
+    """Change the attribute of the category."""
     thing = asked.things[0]
     if category == "colour":
         others = [colour for colour in NATURAL[thing.name] if colour != thing.colour]
@@ -366,8 +366,8 @@ def lie(category: str, asked: Scene, rng: Rng) -> Scene:
         others = [count for count in range(1, MAX_COUNT + 1) if count != thing.count]
         return replace(asked, things=(replace(thing, count=int(rng.choice(others))),))
     if category == "composition":
-        # One thing, never two of one kind: which animal a figure becomes is decided so late that
-        # RL could not tell the pair from such a lie.
+        # One object, never two of one kind: the kind of an animal is decided so late in denoising
+        # that RL could not distinguish the pair from two of one kind.
         return replace(asked, things=(asked.things[int(rng.integers(2))],))
     if category == "location":
         others = [place for place in PLACES if place != asked.place]
@@ -376,7 +376,7 @@ def lie(category: str, asked: Scene, rng: Rng) -> Scene:
 
 
 def complete(asked: Scene, rng: Rng) -> Scene:
-    """Fill in what the caption leaves open: natural colours, any place, plain half of the time."""
+    """Fill in unspecified attributes: natural colours, any place, plain in half of the cases."""
     things = tuple(
         replace(thing, colour=thing.colour or str(rng.choice(NATURAL[thing.name])))
         for thing in asked.things
@@ -386,7 +386,7 @@ def complete(asked: Scene, rng: Rng) -> Scene:
 
 
 def sample_scene(rng: Rng) -> Scene:
-    """Draw any complete scene: every colour, count, pair and place occurs."""
+    """Sample a complete scene: all colours, counts, pairs and places occur."""
     _, asked = sample_asked(rng)
     things = tuple(
         replace(thing, colour=thing.colour or str(rng.choice(COLOURS))) for thing in asked.things
@@ -395,7 +395,7 @@ def sample_scene(rng: Rng) -> Scene:
 
 
 def caption(asked: Scene, rng: Rng) -> str:
-    """Word a caption, with and without the capital and the full stop."""
+    """Write a caption, with or without a capital letter and a full stop."""
     things = list(asked.things)
     if rng.random() < 0.5:
         things.reverse()
@@ -422,10 +422,10 @@ def _name(thing: Thing, rng: Rng) -> str:
 
 
 def twin(asked: Scene, scene: Scene, rng: Rng) -> tuple[Scene, Scene]:
-    """Change one stated attribute in a caption and in its picture alike.
+    """Change one stated attribute in both a caption and its image.
 
-    Returns what the changed caption asks and the scene that shows it: a wrong picture for the first
-    caption, one attribute away from the right one.
+    Returns what the changed caption asks and the scene that shows it: a wrong image for the first
+    caption, one attribute away from the correct one.
     """
     which = int(rng.integers(len(asked.things)))
     thing = asked.things[which]
@@ -457,7 +457,7 @@ def twin(asked: Scene, scene: Scene, rng: Rng) -> tuple[Scene, Scene]:
 
 
 def clutter(place: str, rng: Rng) -> Image.Image:
-    """Draw a place with blobs of any colour in it, and none of the world's objects."""
+    """Render a place with coloured blobs and none of the world's objects."""
     image = Image.new("RGB", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(image)
     SCENERY[place](pen, int(rng.integers(62, 71)), rng)

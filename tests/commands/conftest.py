@@ -1,149 +1,70 @@
-"""An engine without torch, which records what the commands ask of it."""
+"""The commands as a person runs them, with the real engine on the very small pipeline."""
 
-import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+import tomllib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
-from PIL import Image
 
-from dpok_cli.errors import InputError
-
-RUN_CONFIG = {
-    "model": "some/model",
-    "prompts": ["a lion"],
-    "num_inference_steps": 7,
-    "guidance_scale": 2.5,
-    "eta": 0.5,
-    "seed": 9,
-    "device": "cuda:3",
-    "rounds": 2,
-    "name": "old",
+SMALL = (
+    "--num-inference-steps=2 --guidance-scale=1 --batch-size=2 --lora-rank=2 --learning-rate=0.01"
+    " --sample-every=0 --evaluation-samples=2 --tracker= --device=cpu"
+).split()
+COUNTS = {
+    "train-rl": "--rounds=2 --samples-per-round=2 --updates-per-round=1".split(),
+    "train-sft": "--images=4 --sample-batch-size=2 --steps=2 --log-every=1 --gamma=3".split(),
 }
-
-
-class RunFolder:
-    def __init__(self, path):
-        self.path = Path(path)
-        self.adapter, self.plots = self.path / "adapter", self.path / "plots"
-        self.records = []
-
-    @staticmethod
-    def check_free(config):
-        if config.name == "taken":
-            raise InputError("taken")
-
-    @classmethod
-    def create(cls, config, command):
-        run = cls(Path(config.runs_dir) / (config.name or f"now-{command}"))
-        run.adapter.mkdir(parents=True)
-        return run
-
-    @classmethod
-    def open(cls, run, runs_dir="runs"):
-        path = Path(runs_dir) / run
-        if not path.is_dir():
-            raise InputError(f"There is no run {run!r}.")
-        return cls(path)
-
-    def has_checkpoints(self):
-        return bool(self.records)
-
-    def history(self):
-        return self.records
-
-    def read_config(self):
-        return RUN_CONFIG
-
-
-class Model:
-    device = "cpu"
-
-    def adapt(self, config, fresh):
-        if config.init_adapter:
-            self.started_from = config.init_adapter
-
-    def __init__(self, adapter):
-        self.adapter = adapter
-
-    @contextmanager
-    def reference(self):
-        adapter, self.adapter = self.adapter, None
-        yield
-        self.adapter = adapter
-
-
-@dataclass
-class Sample:
-    prompt: str
-    seed: int
-    image: tuple[str, int]
+MAY_REPEAT = {"--prompt": "a lion", "--reward": "jpeg-incompressibility"}
 
 
 @pytest.fixture
-def engine(monkeypatch):
-    """The modules that the commands import; ``calls`` lists what they called with what."""
-    calls = []
-    fake = SimpleNamespace(calls=calls, records=[], drawn=[], warned=[], fail=None, summary={})
+def train(dpok, pipeline_folder):
+    """Run ``dpok COMMAND`` with the flags of the least work and more, of which the last counts.
 
-    def load(config, adapter=None):
-        calls.append(("load", config, adapter))
-        return Model(adapter)
+    It trains the very small pipeline for a prompt and a reward, unless others are given; with
+    ``model=None`` it is the bundled model, by default.
+    """
 
-    def train_rl(config, model, reward, run, stop, warn):
-        calls.append(("train_rl", config, reward.names))
-        for what in fake.warned:
-            warn(what)
-        yield from records(run)
+    def train(command, *more, model=pipeline_folder):
+        names = {flag.partition("=")[0] for flag in more}
+        defaults = MAY_REPEAT | ({"--model": model} if model else {})
+        given = [f"{name}={value}" for name, value in defaults.items() if name not in names]
+        return dpok(command, *SMALL, *COUNTS[command], *given, *more)
 
-    def train_sft(config, model, reward, run, stop, drawn, warn):
-        calls.append(("train_sft", config, reward.names))
-        for done in fake.drawn:
-            drawn(done, config.images)
-        yield from records(run)
+    return train
 
-    def records(run):
-        run.records = fake.records
-        yield from fake.records
-        if fake.fail:
-            raise fake.fail
 
-    def compare(model, reward, config, run, held_out):
-        calls.append(("compare", config, reward.names, held_out and held_out.names))
-        return fake.summary
+class Run:
+    """What a run folder holds."""
 
-    def sample(model, prompts, seeds, config):
-        calls.append(("sample", prompts, seeds, model.adapter))
-        yield from (Sample(prompt, seed, (prompt, seed)) for prompt in prompts for seed in seeds)
+    def __init__(self, path):
+        self.path = Path(path)
 
-    def to_pil(image):
-        return Image.new("RGB", (8, 8), (image[1], 0, 0))
+    @property
+    def config(self):
+        return tomllib.loads((self.path / "config.toml").read_text())
 
-    def grid(images, columns):
-        calls.append(("grid", len(images), columns))
-        return Image.new("RGB", (8 * columns, 8 * (len(images) // columns)), "green")
+    @property
+    def metrics(self):
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
-    modules = {
-        "runs.folder": {"RunFolder": RunFolder},
-        "distributed": {
-            "create_run": RunFolder.create,
-            "is_main": lambda device: True,
-            "count": lambda: 1,
-        },
-        "bases.source": {
-            "check_source": lambda model: calls.append(("check", model)),
-            "check_adapter": lambda adapter, flag="": calls.append(("check", adapter)),
-        },
-        "bases.model": {"load": load},
-        "rl.loop": {"train_rl": train_rl},
-        "sft.loop": {"train_sft": train_sft},
-        "evaluation.compare": {"compare": compare},
-        "sampling.sampler": {"sample": sample, "to_pil": to_pil, "grid": grid},
-    }
-    for name, contents in modules.items():
-        module = ModuleType(f"dpok_cli.engine.{name}")
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return fake
+    @property
+    def summary(self):
+        return json.loads((self.path / "summary.json").read_text())
+
+    def table(self):
+        """The lines of the table of before and after, as the summary has them."""
+        before, after = (dict(self.summary[side]) for side in ("before", "after"))
+        if sum(key.startswith("reward/") for key in self.metrics[0]) == 3:  # mean, std and one
+            del before["reward"]  # the weighted sum of one
+        rows = [
+            [name, f"{value:.3f}", f"{after[name]:.3f}", f"{after[name] - value:+.3f}"]
+            for name, value in before.items()
+        ]
+        return [["before", "after", "change"], *rows]
+
+
+@pytest.fixture
+def run():
+    """Read a run folder by its name in runs/."""
+    return lambda name: Run(Path("runs", name))

@@ -1,56 +1,78 @@
-"""Out of memory: one line that names what needs less, and how to go on."""
+"""Out of memory: one line that names what needs less, and the command that resumes."""
 
-import sys
+import re
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
-from dpok_cli.config import SampleConfig, TrainRLConfig
-from dpok_cli.errors import MemoryFullError, RewardError
-from dpok_cli.memory import advice_when_full
+from dpok_cli import RewardModel
 
-PROMPT = ("--prompt", "a green rabbit")
-GPU = torch.OutOfMemoryError(
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB."
+#: More than any machine has: its latents alone are petabytes.
+HUGE = ("--height=80000000", "--width=80000000")
+CPU = r"DefaultCPUAllocator: can't allocate memory: you tried to allocate \d{15,} bytes"
+LESS = (
+    " --sample-batch-size 8 --batch-size 30 --gradient-accumulation 2 --gradient-checkpointing. A"
+    " new run can take --precision bf16, or a smaller --height and --width."
 )
-CPU = RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you"
-    " tried to allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)"
-)
-NEW = "A new run can take --precision bf16, or a smaller --height and --width."
 
 
-@pytest.mark.parametrize(
-    ("command", "error", "said", "batch"),
-    [
-        ("train-rl", GPU, "CUDA out of memory", 30),
-        (
-            "train-sft",
-            CPU,
-            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes",
-            16,
-        ),
-        ("train-rl", MemoryError(), "MemoryError", 30),
-    ],
-)
-def test_of_a_training(command, error, said, batch, engine, dpok, tmp_path):
-    engine.fail = error
-    code, out, err = dpok(command, *PROMPT, "--name", "x")
-    assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == (
-        f"Error: Out of memory ({said}). Go on with: dpok {command} --resume runs/x"
-        f" --sample-batch-size 8 --batch-size {batch} --gradient-accumulation 2"
-        f" --gradient-checkpointing. {NEW}"
+def full():
+    return torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB."
     )
-    assert (tmp_path / "runs/x").is_dir()
 
 
-def test_of_loading_the_model_there_is_no_run_yet(engine, dpok, monkeypatch, tmp_path):
-    def load(*_):
-        raise GPU
+@pytest.fixture
+def breaks(monkeypatch):
+    """Let the UNet fail with an error, wherever it computes or when it is loaded."""
 
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.bases.model"], "load", load)
-    code, out, err = dpok("train-rl", *PROMPT, "--quiet", "--precision", "bf16")
+    def breaks(error, name="forward"):
+        def fail(*_, **__):
+            raise error
+
+        monkeypatch.setattr(UNet2DConditionModel, name, fail)
+
+    return breaks
+
+
+@pytest.fixture
+def start(train):
+    """Train with the batches of the defaults."""
+    sizes = ("--batch-size=60", "--sample-batch-size=16")
+    return lambda *more: train(*more[:1], *sizes, *more[1:])
+
+
+def test_of_a_training_on_a_gpu(start, breaks, tmp_path):
+    breaks(full())
+    code, out, err = start("train-rl", "--name=x")
+    assert (code, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("Error: Out of memory (CUDA out of memory). ")
+    assert last.endswith(f": dpok train-rl --resume runs/x{LESS}")
+    assert (tmp_path / "runs/x/config.toml").is_file()
+
+
+def test_of_a_training_on_the_cpu(start, tmp_path):
+    code, out, err = start("train-sft", "--name=x", *HUGE)
+    assert (code, out) == (1, "")
+    last = err.splitlines()[-1]
+    assert re.match(rf"Error: Out of memory \({CPU}\)\. ", last)
+    assert last.endswith(f": dpok train-sft --resume runs/x{LESS}")
+    assert (tmp_path / "runs/x/config.toml").is_file()
+
+
+def test_of_pythons_own(start, breaks):
+    breaks(MemoryError())
+    code, out, err = start("train-rl", "--name=x")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1].startswith("Error: Out of memory (MemoryError). ")
+    assert err.splitlines()[-1].endswith(LESS)
+
+
+def test_of_loading_the_model_there_is_no_run_yet(start, breaks, tmp_path):
+    breaks(full(), "to")
+    code, out, err = start("train-rl", "--quiet", "--precision=bf16")
     assert (code, out) == (1, "")
     assert err == (
         "Error: Out of memory (CUDA out of memory). Give --sample-batch-size 8, or --batch-size 30"
@@ -60,70 +82,37 @@ def test_of_loading_the_model_there_is_no_run_yet(engine, dpok, monkeypatch, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_of_drawing(engine, dpok, monkeypatch):
-    def sample(*_):
-        raise GPU
-
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.sampling.sampler"], "sample", sample)
-    assert dpok("sample").err == (
-        "Error: Out of memory (CUDA out of memory). Give --sample-batch-size 8, or --precision"
-        " bf16, or a smaller --height and --width.\n"
+def test_of_drawing(dpok, pipeline_folder):
+    flags = (f"--model={pipeline_folder}", "--num-inference-steps=2", "--device=cpu")
+    code, out, err = dpok("sample", *flags, *HUGE)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.match(rf"Error: Out of memory \({CPU}\)\. ", err)
+    assert err.endswith(
+        "). Give --sample-batch-size 8, or --precision bf16, or a smaller --height and --width.\n"
     )
 
 
-def test_of_a_reward(engine, dpok):
-    engine.fail = RewardError("image-reward: OutOfMemoryError: CUDA out of memory.")
-    engine.fail.__cause__ = GPU
-    code, _, err = dpok("train-rl", *PROMPT)
+class Hungry(RewardModel):
+    """Needs more than there is."""
+
+    name = "hungry"
+
+    def score_batch(self, images, prompts):
+        raise full()
+
+
+def test_of_a_reward(train, install):
+    install(Hungry)
+    code, _, err = train("train-rl", "--reward=hungry")
     assert code == 1
     assert err.splitlines()[-1] == (
-        "Error: Out of memory in the reward image-reward (CUDA out of memory). Score it elsewhere:"
+        "Error: Out of memory in the reward hungry (CUDA out of memory). Score it elsewhere:"
         " dpok serve-reward there, and --reward http:url=... here, in a new run."
     )
 
 
-def test_another_failure_is_what_it_is(engine, dpok):
-    engine.fail = RuntimeError("shapes differ")
-    code, _, err = dpok("train-rl", *PROMPT)
+def test_another_failure_is_what_it_is(train, breaks):
+    breaks(RuntimeError("shapes differ"))
+    code, _, err = train("train-rl")
     assert code == 1
     assert err.splitlines()[-1].startswith("Error: RuntimeError: shapes differ")
-
-
-@pytest.mark.parametrize(
-    ("settings", "processes", "advice"),
-    [
-        (
-            dict(batch_size=15, gradient_accumulation=2, sample_batch_size=1),
-            1,
-            "--batch-size 5 --gradient-accumulation 6",
-        ),
-        (dict(batch_size=8, sample_batch_size=1), 4, "--batch-size 4 --gradient-accumulation 2"),
-        (dict(batch_size=4, sample_batch_size=3), 4, "--sample-batch-size 1"),
-    ],
-)
-def test_a_batch_is_cut_into_whole_shares(settings, processes, advice):
-    config = TrainRLConfig(gradient_checkpointing=True, **settings)
-    with pytest.raises(MemoryFullError) as caught, advice_when_full(config, "GO", processes):
-        raise GPU
-    assert f" Go on with: GO {advice}. A new run" in str(caught.value)
-
-
-def test_what_cannot_be_less_is_not_named():
-    config = TrainRLConfig(
-        batch_size=1, sample_batch_size=1, gradient_checkpointing=True, precision="bf16"
-    )
-    with pytest.raises(MemoryFullError) as caught, advice_when_full(config, "dpok ..."):
-        raise GPU
-    assert str(caught.value) == (
-        "Out of memory (CUDA out of memory). Only a new run can take a smaller --height and"
-        " --width."
-    )
-
-
-def test_it_is_said_once_and_by_the_one_that_knows_more():
-    with (
-        pytest.raises(MemoryFullError, match="Go on with: dpok train-rl"),
-        advice_when_full(SampleConfig()),
-        advice_when_full(TrainRLConfig(), "dpok train-rl --resume x"),
-    ):
-        raise GPU

@@ -1,44 +1,79 @@
+"""`dpok sample`: which images it draws, with what, and where it puts them."""
+
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from dpok_cli.config import SampleConfig
+from dpok_cli.config import SampleConfig, to_toml
+from dpok_cli.engine.rl.settings import TrainRLConfig
 
 
 @pytest.fixture
-def run_folder(tmp_path):
-    (tmp_path / "runs/old/adapter").mkdir(parents=True)
+def sample(dpok, pipeline_folder):
+    """Run `dpok sample` on the very small pipeline, as quickly as can be."""
+    flags = (f"--model={pipeline_folder}", "--num-inference-steps=2", "--device=cpu")
+    return lambda *more: dpok("sample", *flags, *more)
 
 
-def asked(engine):
-    """Return prompts, seeds and adapter of each call of the sampler."""
-    return [
-        (call[1], call[2], call[3] and str(call[3])) for call in engine.calls if call[0] == "sample"
-    ]
+@pytest.fixture
+def trained(pipeline_folder, adapters, tmp_path):
+    """A run, "old", that was trained on a device that is not here."""
+    folder = tmp_path / "runs" / "old"
+    shutil.copytree(adapters["shaken"], folder / "adapter")
+    config = TrainRLConfig(
+        model=str(pipeline_folder),
+        prompts=("a lion",),
+        num_inference_steps=3,
+        guidance_scale=2.5,
+        eta=0.5,
+        seed=9,
+        device="cuda:3",
+        rounds=2,
+    )
+    (folder / "config.toml").write_text(to_toml(config))
+    return folder
 
 
 def names(folder):
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
 
 
-def test_base_model(engine, dpok, tmp_path):
+def manifest(folder):
+    return json.loads((Path(folder) / "manifest.json").read_text())
+
+
+def pixels(file):
+    with Image.open(file) as picture:
+        return picture.tobytes()
+
+
+def cell(file, column, row):
+    """The pixels of an image in a grid, at its own size: those of 16 pixels are enlarged to 192."""
+    with Image.open(file) as picture:
+        left, top = column * (192 + 24), row * (192 + 24)
+        return picture.crop((left, top, left + 192, top + 192)).resize((16, 16), 0).tobytes()
+
+
+def test_base_model(sample, tmp_path):
     flags = ("--prompt", "a cat", "--prompt", "a dog", "--seeds", "3,5", "--output", "new")
-    result = dpok("sample", *flags)
+    result = sample(*flags)
 
     assert (result.code, result.err) == (0, "")
     assert Path(result.out.strip()) == Path("new/grid.png")
-    files = ["000_3.png", "000_5.png", "001_3.png", "001_5.png", "grid.png", "manifest.json"]
-    assert names(tmp_path / "new") == files
-    assert asked(engine) == [(("a cat", "a dog"), [3, 5], None)]
-    assert ("grid", 4, 2) in engine.calls
-    with Image.open("new/001_5.png") as picture:
-        assert picture.getpixel((0, 0)) == (5, 0, 0)
-    manifest = json.loads(Path("new/manifest.json").read_text())
-    assert manifest["adapter"] is None
-    assert manifest["settings"]["num_inference_steps"] == 20
-    assert manifest["images"] == [
+    images = ["000_3.png", "000_5.png", "001_3.png", "001_5.png"]
+    assert names(tmp_path / "new") == [*images, "grid.png", "manifest.json"]
+    # Each prompt and each seed has its own image; the grid has a row for each prompt.
+    assert len({pixels(f"new/{name}") for name in images}) == 4
+    with Image.open("new/grid.png") as grid:
+        assert grid.size == (2 * 192 + 24, 2 * 192 + 24)
+    for place, name in enumerate(images):
+        assert cell("new/grid.png", place % 2, place // 2) == pixels(f"new/{name}")
+    assert manifest("new")["adapter"] is None
+    assert manifest("new")["settings"]["num_inference_steps"] == 2
+    assert manifest("new")["images"] == [
         {"file": "000_3.png", "prompt": "a cat", "seed": 3},
         {"file": "000_5.png", "prompt": "a cat", "seed": 5},
         {"file": "001_3.png", "prompt": "a dog", "seed": 3},
@@ -46,51 +81,59 @@ def test_base_model(engine, dpok, tmp_path):
     ]
 
 
-def test_output_is_a_new_or_an_empty_folder(engine, dpok, tmp_path):
+def test_output_is_a_new_or_an_empty_folder(sample, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert dpok("sample", "--output", "empty").code == 0
-    engine.calls.clear()
-    out = dpok("sample").out.strip()
+    assert sample("--output", "empty", "--seeds", "0").code == 0
+    assert names(tmp_path / "empty") == ["000_0.png", "grid.png", "manifest.json"]
+    out = sample("--seeds", "0").out.strip()
     assert Path(out).parent.parent == Path("samples")
     assert (tmp_path / out).is_file()
-    assert asked(engine) == [(SampleConfig().prompts, list(range(16)), None)]
-    assert ("grid", 16, 4) in engine.calls
 
 
-@pytest.mark.usefixtures("run_folder")
-def test_a_run_is_drawn_as_it_was_trained(engine, dpok):
-    assert dpok("sample", "--run", "old").code == 0
-    config = SampleConfig(
-        model="some/model",
-        prompts=("a lion",),
-        num_inference_steps=7,
-        guidance_scale=2.5,
-        eta=0.5,
-    )
-    assert engine.calls[:3] == [
-        ("check", Path("runs/old/adapter")),
-        ("check", "some/model"),
-        ("load", config, Path("runs/old/adapter")),
-    ]
+def test_sixteen_seeds_are_the_default_in_a_square(sample):
+    assert sample("--output", "new").code == 0
+    drawn = [(image["prompt"], image["seed"]) for image in manifest("new")["images"]]
+    assert drawn == [(SampleConfig().prompts[0], seed) for seed in range(16)]
+    with Image.open("new/grid.png") as grid:
+        assert grid.size == (4 * 192 + 3 * 24, 4 * 192 + 3 * 24)
+    assert cell("new/grid.png", 1, 3) == pixels("new/000_13.png")
 
 
-@pytest.mark.usefixtures("run_folder")
-def test_flags_are_over_the_run(engine, dpok):
-    dpok("sample", "--run", "old", "--prompt", "a cat", "--eta", "0", "--device", "cpu")
-    config = engine.calls[2][1]
-    assert (config.prompts, config.eta, config.guidance_scale) == (("a cat",), 0.0, 2.5)
-    assert config.device == "cpu"
+def test_a_run_is_drawn_as_it_was_trained(trained, dpok, sample):
+    result = dpok("sample", "--run", "old", "--seeds", "0", "--output", "new")
+    assert result.code == 0, result.err
+    settings = manifest("new")["settings"]
+    asked = {"num_inference_steps": 3, "guidance_scale": 2.5, "eta": 0.5, "prompts": ["a lion"]}
+    assert asked.items() <= settings.items()
+    assert settings["device"] == "auto"  # not the run's, which may not be here
+    assert manifest("new")["adapter"] == str(Path("runs/old/adapter"))
+    given = ("--num-inference-steps=3", "--guidance-scale=2.5", "--eta=0.5", "--prompt=a lion")
+    adapter = f"--adapter={trained / 'adapter'}"
+    assert sample(*given, adapter, "--seeds=0", "--output=same").code == 0
+    assert pixels("new/000_0.png") == pixels("same/000_0.png")
+    assert sample(*given, "--seeds=0", "--output=base").code == 0
+    assert pixels("new/000_0.png") != pixels("base/000_0.png")
 
 
-@pytest.mark.usefixtures("run_folder")
-def test_runs_lie_where_the_flag_says(engine, dpok, tmp_path):
+@pytest.mark.usefixtures("trained")
+def test_flags_are_over_the_run(dpok):
+    flags = ("--prompt", "a cat", "--eta", "0", "--device", "cpu", "--seeds", "0")
+    assert dpok("sample", "--run", "old", *flags, "--output", "new").code == 0
+    asked = {"prompts": ["a cat"], "eta": 0.0, "guidance_scale": 2.5, "device": "cpu"}
+    assert asked.items() <= manifest("new")["settings"].items()
+
+
+@pytest.mark.usefixtures("trained")
+def test_runs_lie_where_the_flag_says(dpok, tmp_path):
     (tmp_path / "runs").rename(tmp_path / "elsewhere")
-    assert dpok("sample", "--run", "old").code == 2
-    assert dpok("sample", "--run", "old", "--runs-dir", "elsewhere").code == 0
+    missing = dpok("sample", "--run", "old", "--seeds", "0")
+    assert missing.code == 2
+    assert "old" in missing.err
+    assert dpok("sample", "--run", "old", "--runs-dir", "elsewhere", "--seeds", "0").code == 0
 
 
-@pytest.mark.usefixtures("run_folder")
-def test_before_and_after_on_the_same_seeds(engine, dpok, tmp_path):
+@pytest.mark.usefixtures("trained")
+def test_before_and_after_on_the_same_seeds(dpok, sample, tmp_path):
     result = dpok("sample", "--run", "old", "--before", "--seeds", "0-1", "--output", "new")
 
     assert Path(result.out.strip()) == Path("new/before_after.png")
@@ -104,13 +147,22 @@ def test_before_and_after_on_the_same_seeds(engine, dpok, tmp_path):
         "before_after.png",
         "manifest.json",
     ]
-    adapter = str(Path("runs/old/adapter"))
-    assert asked(engine) == [(("a lion",), [0, 1], None), (("a lion",), [0, 1], adapter)]
+    for seed in (0, 1):
+        assert pixels(f"new/before/000_{seed}.png") != pixels(f"new/after/000_{seed}.png")
+    given = ("--num-inference-steps=3", "--guidance-scale=2.5", "--eta=0.5", "--prompt=a lion")
+    assert sample(*given, "--seeds=0-1", "--output=base").code == 0
+    for name in ("000_0.png", "000_1.png", "grid.png"):
+        assert pixels(f"new/before/{name}") == pixels(f"base/{name}")
+    grids = [Image.open(f"new/{side}/grid.png") for side in ("before", "after")]
     with Image.open("new/before_after.png") as picture:
-        assert picture.size == (16 + 16 + 16, 28 + 8)
-    manifest = json.loads(Path("new/manifest.json").read_text())
-    assert manifest["adapter"] == adapter
-    assert [image["file"] for image in manifest["images"]] == [
+        width, height = picture.size
+        assert width > 2 * grids[0].width
+        assert height > grids[0].height
+        for grid, left in zip(grids, (0, width - grids[1].width), strict=True):
+            box = (left, height - grid.height, left + grid.width, height)
+            assert picture.crop(box).tobytes() == grid.tobytes()
+    assert manifest("new")["adapter"] == str(Path("runs/old/adapter"))
+    assert [image["file"] for image in manifest("new")["images"]] == [
         "before/000_0.png",
         "before/000_1.png",
         "after/000_0.png",
@@ -118,15 +170,19 @@ def test_before_and_after_on_the_same_seeds(engine, dpok, tmp_path):
     ]
 
 
-def test_an_adapter_folder(engine, dpok, tmp_path):
-    (tmp_path / "lora").mkdir()
-    assert dpok("sample", "--adapter", "lora", "--prompt", "a cat").code == 0
-    assert asked(engine) == [(("a cat",), list(range(16)), "lora")]
+def test_an_adapter_folder(sample, adapters):
+    prompt = ("--prompt", "a cat", "--seeds", "4")
+    for name in ("shaken", "none"):
+        assert sample("--adapter", str(adapters[name]), *prompt, "--output", name).code == 0
+        assert manifest(name)["adapter"] == str(adapters[name])
+    assert sample(*prompt, "--output", "base").code == 0
+    drawn = {name: pixels(f"{name}/000_4.png") for name in ("shaken", "none", "base")}
+    assert drawn["none"] == drawn["base"] != drawn["shaken"]
 
 
-def test_settings_can_be_printed(engine, dpok):
+def test_settings_can_be_printed(dpok, tmp_path):
     result = dpok("sample", "--preset", "sd15", "--print-config")
-    assert result.code == 0
+    assert (result.code, result.err) == (0, "")
     assert 'model = "stable-diffusion-v1-5/stable-diffusion-v1-5"' in result.out.splitlines()
     assert "guidance_scale = 7.5" in result.out.splitlines()
-    assert engine.calls == []
+    assert list(tmp_path.iterdir()) == []

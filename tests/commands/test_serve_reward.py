@@ -1,8 +1,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from http.client import HTTPException
 
@@ -31,13 +29,13 @@ def test_a_served_reward_scores_as_the_one_installed(dpok, monkeypatch):
     result = dpok("serve-reward", "jpeg-compressibility=0.5", "--port", "0", "--device", "cpu")
     ((url, served),) = scores.items()
     assert result.code == 130
-    told = f"Serving jpeg-compressibility=0.5; use it with: --reward http:url={url}"
-    assert result.out.splitlines() == [told]
+    line = f"Serving jpeg-compressibility=0.5; use it with: --reward http:url={url}"
+    assert result.out.splitlines() == [line]
     expected = -0.5 * JpegIncompressibility().score(images, prompts)
     assert (served - expected).abs().max() <= 1e-6
 
 
-def test_a_port_that_is_taken_is_told(dpok):
+def test_a_port_that_is_taken_is_refused(dpok):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         flags = ("--port", str(port), "--device", "cpu")
@@ -46,15 +44,9 @@ def test_a_port_that_is_taken_is_told(dpok):
     assert f"Error: Cannot listen on 127.0.0.1:{port}: Address already in use." in result.err
 
 
-def test_an_unknown_reward_is_bad_input(dpok):
-    result = dpok("serve-reward", "jpeg-compress")
-    assert result.code == 2
-    assert "Unknown reward 'jpeg-compress'. Did you mean 'jpeg-compressibility'" in result.err
-
-
 @pytest.fixture
 def port():
-    """A port that nobody else is given: bound all the while, but not listened on."""
+    """A port that no other program gets: bound all the while, but not listened on."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
@@ -62,24 +54,20 @@ def port():
 
 
 @pytest.fixture
-def start(port):
+def start(port, python):
     """Start `dpok serve-reward` on the port as a process of its own, and wait till it listens."""
-    started = []
 
-    def start() -> subprocess.Popen:
-        command = [sys.executable, "-m", "dpok_cli", "serve-reward", "jpeg-incompressibility"]
-        flags = ["--port", str(port), "--device", "cpu"]
-        server = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, text=True)
-        started.append(server)
-        assert server.stdout.readline().endswith(f"--reward http:url=http://127.0.0.1:{port}\n")
+    def start():
+        flags = ("--port", port, "--device", "cpu")
+        server = python("-m", "dpok_cli", "serve-reward", "jpeg-incompressibility", *flags)
+        line = server.wait_for_line("Serving jpeg-incompressibility")
+        assert line.endswith(f"--reward http:url=http://127.0.0.1:{port}\n")
         return server
 
-    yield start
-    for server in started:
-        server.kill()
-        server.communicate()
+    return start
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start, port):
     generator = torch.Generator().manual_seed(0)
@@ -98,8 +86,7 @@ def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start, po
                 raise
             answered.append(answer)
             if len(answered) == 10:
-                server.send_signal(signal.SIGKILL)
-                server.wait()
+                server.kill()
                 middle.set()
             return answer
 
@@ -108,7 +95,7 @@ def test_a_server_killed_in_the_middle_and_started_again_costs_nothing(start, po
     client = threading.Thread(target=lambda: scores.append(reward.score(images, ["a"] * 200)))
     client.start()
     assert middle.wait(60)
-    assert server.returncode == -signal.SIGKILL
+    assert server.code == -signal.SIGKILL
     start()
     client.join(300)
     assert failed

@@ -1,182 +1,199 @@
-import dataclasses
-import sys
+"""`dpok train-rl`: what it prints where, what it leaves, and how it ends."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
-from dpok_cli.commands.train_rl import batch_arithmetic
-from dpok_cli.config import TrainRLConfig, resolve
-from dpok_cli.errors import InputError, RewardError
-from dpok_cli.rewards import manager
-
-PROMPT = ("--prompt", "a green rabbit")
+from dpok_cli import RewardModel
+from dpok_cli.engine.rl.settings import TrainRLConfig
+from support.rewards import Brightness, Redness
+from support.text import numbers, rows
 
 
-def record(number, **changes):
-    return {
-        "round": float(number),
-        "reward/mean": number / 10,
-        "reward/std": 0.5,
-        "kl": 0.0,
-        "ratio/mean": 1.0,
-        "ratio/first_max_dev": 0.0,
-        "clip_fraction": 0.0,
-        "seconds/rollout": 1.0,
-        "seconds/reward": 1.0,
-        "seconds/update": 1.0,
-    } | changes
-
-
-@pytest.fixture
-def trained(engine):
-    engine.records = [record(1), record(2)]
-    engine.summary = {
-        "before": {"reward": 0.5, "judge": 0.25},
-        "after": {"reward": 1.0, "judge": 0.75},
-    }
-    return engine
-
-
-def test_tells_the_run_on_stderr_and_its_result_on_stdout(trained, dpok, tmp_path):
-    code, out, err = dpok("train-rl", *PROMPT, "--name", "rabbit", "--rounds", "2")
+def test_progress_is_on_stderr_and_the_result_on_stdout(train, run, install, tmp_path):
+    install(Redness)
+    given = ("--reward=redness", "--learning-rate=0.1", "--name=lion")
+    code, out, err = train("train-rl", *given)
 
     assert code == 0
-    lines = err.splitlines()
-    assert "bundled tiny model" in lines[0]
-    assert "--preset sd15" in lines[0]
-    assert lines[1].startswith("A round: 24 images x 20 steps; 240 of 480 transitions")
-    assert lines[2] == "Run folder: runs/rabbit"
-    assert [line[:10] for line in lines[3:]] == ["round 1/2 ", "round 2/2 "]
-    rows = [line.split() for line in out.splitlines()]
-    assert rows == [
-        ["before", "after", "change"],
-        ["judge", "0.250", "0.750", "+0.500"],
-        ["Adapter:", "runs/rabbit/adapter"],
-        ["Next:", "dpok", "sample", "--run", "runs/rabbit", "--before"],
+    first, folder, *rounds = err.splitlines()
+    # 2 images of 2 steps, of whose 4 transitions half are trained on, in one update; twice
+    assert numbers(first) == [2, 2, 2, 4, 1, 2, 2, 4, 2]
+    assert folder.endswith(" runs/lion")
+    assert [line[:10] for line in rounds] == ["round 1/2 ", "round 2/2 "]
+    metrics = run("lion").metrics
+    for line, record in zip(rounds, metrics, strict=True):
+        assert f"reward {record['reward/mean']:.3f} ± {record['reward/std']:.3f}" in line
+        assert f"kl {record['kl']:.2e}" in line
+    assert rows(out) == [
+        *run("lion").table(),
+        ["Adapter:", "runs/lion/adapter"],
+        ["Next:", "dpok", "sample", "--run", "runs/lion", "--before"],
     ]
-    assert (tmp_path / "runs/rabbit/plots/metrics.png").is_file()
+    assert metrics[1]["kl"] > 0
+    before, after = (run("lion").summary[side]["reward"] for side in ("before", "after"))
+    assert before != after
+    assert (tmp_path / "runs/lion/plots/metrics.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_flags_reach_the_engine(trained, dpok):
-    flags = ("--reward", "judge=0.5", "--reward", "image-reward:model=tiny", "--alpha", "3")
-    assert dpok("train-rl", *PROMPT, *flags, "--gradient-checkpointing").code == 0
-    config = TrainRLConfig(
-        prompts=("a green rabbit",),
-        rewards=("judge=0.5", "image-reward:model=tiny"),
-        alpha=3.0,
-        gradient_checkpointing=True,
-    )
-    assert trained.calls == [
-        ("check", "tiny"),
-        ("load", config, None),
-        ("train_rl", config, ("judge", "image-reward")),
-        ("compare", config, ("judge", "image-reward"), None),
-    ]
+RABBIT = "--prompt=a green rabbit"
 
 
-@pytest.mark.parametrize("flags", [("--preset", "tiny"), ("--model", "some/model")])
-def test_what_was_chosen_needs_no_telling(flags, trained, dpok):
-    assert "bundled" not in dpok("train-rl", *PROMPT, *flags).err
-
-
-def test_what_the_engine_warns_of_is_told(trained, dpok):
-    trained.warned = ["The checkpoint 000002 is damaged."]
-    err = dpok("train-rl", *PROMPT).err
-    assert err.splitlines()[3] == "Warning: The checkpoint 000002 is damaged."
-    assert "Warning" not in dpok("train-rl", *PROMPT, "--quiet").err
-
-
-def test_a_plugin_that_was_left_out_is_told(trained, dpok, monkeypatch):
-    failures = {"dpok-broken (broken.plugin)": "ImportError: no [module]"}
-    found = dataclasses.replace(manager.registry(), failures=failures)
-    monkeypatch.setattr(manager, "registry", lambda: found)
-    assert dpok("train-rl", *PROMPT).err.splitlines()[1] == (
-        "Warning: reward plugin dpok-broken (broken.plugin) was left out: ImportError: no [module]"
-    )
-
-
-def test_quiet_prints_the_result_only(trained, dpok):
-    code, out, err = dpok("train-rl", *PROMPT, "--quiet")
-    assert (code, err) == (0, "")
-    assert "judge" in out
-
-
-def test_several_rewards_are_shown_with_their_sum(trained, dpok):
-    flags = ("--reward", "judge=2", "--reward", "image-reward:model=tiny")
-    rows = [line.split() for line in dpok("train-rl", *PROMPT, *flags).out.splitlines()]
-    assert rows[1:3] == [
-        ["reward", "0.500", "1.000", "+0.500"],
-        ["judge", "0.250", "0.750", "+0.500"],
-    ]
+def test_the_bundled_model_is_announced_and_its_judge_measures(train, run):
+    reward = "--reward=image-reward"
+    result = train("train-rl", RABBIT, reward, "--rounds=1", "--name=rabbit", model=None)
+    assert result.code == 0, result.err
+    hint = result.err.splitlines()[0]
+    assert "tiny" in hint
+    assert "--preset sd15" in hint
+    # The judge is in the table, but not in what was trained for.
+    assert {"image-reward", "judge"} <= run("rabbit").summary["after"].keys()
+    assert "judge" in [row[0] for row in rows(result.out)]
+    assert {key for key in run("rabbit").metrics[0] if key.startswith("reward/")} == {
+        *("reward/mean", "reward/std", "reward/image-reward"),
+    }
 
 
 @pytest.mark.parametrize(
-    ("flags", "held_out"),
+    ("model", "flags"),
     [
-        (PROMPT, ("judge",)),
-        ((*PROMPT, "--reward", "judge"), None),
-        ((*PROMPT, "--prompt", "justice for all"), None),
-        ((*PROMPT, "--model", "some/model"), None),
+        # trained for, and so measured once
+        (None, ["--preset=tiny", RABBIT, "--reward=judge"]),
+        # one of the prompts is none of the tiny world's
+        ("tiny", [RABBIT, "--prompt=justice for all"]),
+        # another model
+        ("small", [RABBIT]),
     ],
 )
-def test_the_judge_is_heard_but_not_trained_for(flags, held_out, trained, dpok):
-    dpok("train-rl", *flags)
-    assert trained.calls[-1][3] == held_out
+def test_where_the_judge_is_no_witness(model, flags, train, run, pipeline_folder):
+    model = pipeline_folder if model == "small" else model
+    result = train("train-rl", *flags, "--rounds=1", "--name=x", model=model)
+    assert result.code == 0, result.err
+    reward = "judge" if "--reward=judge" in flags else "jpeg-incompressibility"
+    apart = {"pixel_distance", "diversity"}
+    assert run("x").summary["after"].keys() - apart == {"reward", reward}
+    # Who chose the model, by whatever flag, needs no announcement of it.
+    assert "--preset" not in result.err
 
 
-def test_without_an_evaluation_there_is_no_table(trained, dpok):
-    trained.summary = {"seeds": []}
-    out = dpok("train-rl", *PROMPT, "--evaluation-samples", "0").out
+def test_flags_reach_the_run(train, run, pipeline_folder, install):
+    install(Redness, Brightness)
+    given = ("--reward=redness=0.5", "--reward=brightness=-2", "--alpha=3", "--clip-form=ppo")
+    result = train("train-rl", *given, "--gradient-checkpointing", "--name=x", "--rounds=1")
+    assert result.code == 0, result.err
+    settings = TrainRLConfig(
+        model=str(pipeline_folder),
+        prompts=("a lion",),
+        rewards=("redness=0.5", "brightness=-2"),
+        alpha=3.0,
+        clip_form="ppo",
+        gradient_checkpointing=True,
+        name="x",
+        rounds=1,
+        samples_per_round=2,
+        updates_per_round=1,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        batch_size=2,
+        lora_rank=2,
+        learning_rate=0.01,
+        sample_every=0,
+        evaluation_samples=2,
+        tracker="",
+        device="cpu",
+    )
+    written = {key: tuple(v) if isinstance(v, list) else v for key, v in run("x").config.items()}
+    assert asdict(settings).items() <= written.items()
+    (record,) = run("x").metrics
+    weighted = 0.5 * record["reward/redness"] - 2 * record["reward/brightness"]
+    assert record["reward/mean"] == pytest.approx(weighted, rel=1e-4)
+    # Several rewards are shown with their sum.
+    names = [row[0] for row in rows(result.out)]
+    assert names[1:4] == ["reward", "redness", "brightness"]
+    assert rows(result.out)[: len(run("x").table())] == run("x").table()
+
+
+def test_warnings_are_printed_but_not_with_quiet(train, dpok, tmp_path):
+    assert train("train-rl", "--name=x", "--evaluation-samples=0").code == 0
+    (state,) = (tmp_path / "runs/x/checkpoints/000002").glob("*.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+    shutil.copytree("runs/x", "runs/y")
+    err = dpok("train-rl", "--resume=x", "--rounds=3").err
+    (warning,) = [line for line in err.splitlines() if line.startswith("Warning: ")]
+    assert "000002" in warning
+    quiet = dpok("train-rl", "--resume=y", "--rounds=3", "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_a_plugin_that_was_left_out_is_named(train, install):
+    install(package="dpok-broken", source='raise ImportError("no [module]")')
+    result = train("train-rl", "--evaluation-samples=0", "--rounds=1")
+    assert result.code == 0
+    (warning,) = [line for line in result.err.splitlines() if line.startswith("Warning: ")]
+    assert "dpok-broken (plugin_of_dpok_broken) " in warning
+    assert warning.endswith(": ImportError: no [module]")
+
+
+def test_quiet_prints_the_result_only(train, run):
+    code, out, err = train("train-rl", "--quiet", "--name=x")
+    assert (code, err) == (0, "")
+    assert rows(out)[:-2] == run("x").table()
+    assert [row[0] for row in rows(out)[-2:]] == ["Adapter:", "Next:"]
+
+
+def test_without_an_evaluation_there_is_no_table(train):
+    out = train("train-rl", "--evaluation-samples=0").out
     assert [line.split(":")[0] for line in out.splitlines()] == ["Adapter", "Next"]
 
 
-def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(engine, dpok, tmp_path, monkeypatch):
-    def load(*_):
-        raise InputError("No such model.")
+class Interrupting(RewardModel):
+    """Ctrl-C comes while the second batch is scored."""
 
-    monkeypatch.setattr(sys.modules["dpok_cli.engine.bases.model"], "load", load)
-    result = dpok("train-rl", *PROMPT)
-    assert (result.code, result.out) == (2, "")
-    assert list(tmp_path.iterdir()) == []
+    name = "interrupting"
+
+    def load(self):
+        self.calls = 0
+
+    def score_batch(self, images, prompts):
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return images.mean((1, 2, 3))
 
 
-@pytest.mark.parametrize(
-    ("error", "code"), [(RewardError("judge: broke"), 1), (KeyboardInterrupt(), 130)]
-)
-def test_a_run_that_stops_keeps_its_plot(error, code, trained, dpok, tmp_path):
-    trained.fail = error
-    result = dpok("train-rl", *PROMPT, "--name", "x")
-    assert (result.code, result.out) == (code, "")
-    assert (tmp_path / "runs/x/plots/metrics.png").is_file()
-    said = (
-        "Error: judge: broke"
-        if code == 1
-        else "Interrupted; go on with: dpok train-rl --resume runs/x"
-    )
-    assert result.err.splitlines()[-1] == said
+def test_an_interrupted_run_keeps_its_plot_and_says_how_to_resume(train, run, install):
+    install(Interrupting)
+    result = train("train-rl", "--reward=interrupting", "--name=x")
+    assert (result.code, result.out) == (130, "")
+    assert Path("runs/x/plots/metrics.png").stat().st_size > 0
+    assert [record["round"] for record in run("x").metrics] == [1]
+    assert result.err.splitlines()[-1].endswith(": dpok train-rl --resume runs/x")
 
 
 @pytest.mark.parametrize(
-    ("preset", "changes", "text"),
+    ("flags", "expected"),
     [
+        # 24 images x 20 steps: 240 of 480 transitions, in 4 updates of 60; 60 rounds: 1440 images,
+        # 240 updates
+        (["--preset=tiny"], [24, 20, 240, 480, 4, 60, 60, 1440, 240]),
+        # 500 of 500 transitions, from the last 1000, in 5 updates of 48 (4 x 12)
         (
-            "tiny",
-            {},
-            "A round: 24 images x 20 steps; 240 of 480 transitions, in 4 updates of 60."
-            " Rounds: 60, with 1440 images and 240 updates in all.",
+            ["--preset=sd15"],
+            [10, 50, 500, 500, 1000, 5, 48, 4, 12, 2000, 20000, 10000],
         ),
+        # no batch is larger than what there is
         (
-            "sd15",
-            {},
-            "A round: 10 images x 50 steps; 500 of 500 transitions, drawn from the last 1000, in 5"
-            " updates of 48 (4 x 12). Rounds: 2000, with 20000 images and 10000 updates in all.",
-        ),
-        (
-            "tiny",
-            {"samples_per_round": 2, "num_inference_steps": 5, "rounds": 1},
-            "A round: 2 images x 5 steps; 4 of 10 transitions, in 4 updates of 4."
-            " Rounds: 1, with 2 images and 4 updates in all.",
+            ["--samples-per-round=2", "--num-inference-steps=5", "--rounds=1"],
+            [2, 5, 4, 10, 4, 4, 1, 2, 4],
         ),
     ],
 )
-def test_batch_arithmetic(preset, changes, text):
-    assert batch_arithmetic(resolve(TrainRLConfig, preset, **changes)) == text
+def test_the_arithmetic_of_a_run_is_printed_first(flags, expected, dpok, pipeline_folder):
+    # A device that is not there ends it before any of it is done.
+    model = f"--model={pipeline_folder}"
+    result = dpok("train-rl", "--prompt=a lion", model, *flags, "--device=no-such-device")
+    assert result.code == 2
+    assert "no-such-device" in result.err.splitlines()[-1]
+    assert numbers(result.err.splitlines()[0]) == expected

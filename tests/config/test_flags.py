@@ -1,9 +1,11 @@
-from dataclasses import fields
+import inspect
 
 import pytest
 
-from dpok_cli.config import PRESETS, SampleConfig, TrainRLConfig, to_toml
+from dpok_cli.config import EvaluateConfig, SampleConfig, TrainSFTConfig, to_toml
 from dpok_cli.config import flags as options
+from dpok_cli.config.fields import settings_of
+from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
 
 NOTHING = {"preset": None, "file": None, "prompts_file": None, "category": None}
@@ -80,7 +82,7 @@ def run_config(tmp_path):
         {"lora_rank": 4, "prompts": ["a cat"]},  # what it is already
     ],
 )
-def test_what_may_change_when_a_run_is_gone_on_with(changes, run_config):
+def test_what_may_change_when_a_run_is_resumed(changes, run_config):
     settings = options.resume(TrainRLConfig, {"eta": None, "rewards": []} | changes, run_config)
     kept = TrainRLConfig(prompts=("a cat",), rounds=9, batch_size=60, lora_rank=4)
     expected = vars(kept) | changes | {"prompts": ("a cat",)}
@@ -100,9 +102,59 @@ def test_what_may_not_change_is_named(changes, run_config):
     with pytest.raises(InputError) as caught:
         options.resume(TrainRLConfig, {"rounds": 10} | changes, run_config)
     assert str(caught.value).startswith(f"{next(iter(changes))} = ")
-    assert f"in {run_config}, and cannot change" in str(caught.value)
+    message = str(caught.value)
+    assert (
+        f"in {run_config}, and cannot change when a run is resumed; only sample_batch_size, "
+        in message
+    )
+    assert message.endswith("if their product stays 60.")
 
 
-def test_every_help_text_is_of_a_field():
-    assert set(options.FLAGS) == {field.name for kind in PRESETS for field in fields(kind)}
-    assert {flag.panel for flag in options.FLAGS.values()} == set(options.PANELS)
+@pytest.mark.parametrize(("kind", "length"), [(TrainRLConfig, "rounds"), (TrainSFTConfig, "steps")])
+def test_all_that_may_change_on_resuming(kind, length):
+    free = {name for name, known in settings_of(kind).items() if known.may_change}
+    assert free == {
+        length,
+        *("checkpoint_every", "keep", "sample_every", "sample_count", "evaluation_samples"),
+        *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir"),
+    }
+
+
+def options_of(kind, **more):
+    @options.config_flags(kind, **more)
+    def command(*, quiet: options.Quiet = False, **flags):
+        """Do nothing."""
+
+    return {
+        name: each.annotation.__metadata__[0]
+        for name, each in inspect.signature(command).parameters.items()
+    }
+
+
+@pytest.mark.parametrize("kind", [TrainRLConfig, TrainSFTConfig, SampleConfig, EvaluateConfig])
+def test_every_setting_is_a_flag_with_its_panel_and_help(kind):
+    flags = options_of(kind)
+    assert {*flags} - {"quiet"} == {*settings_of(kind)}
+    for name, known in settings_of(kind).items():
+        assert (flags[name].rich_help_panel, flags[name].help) == (known.panel, known.help)
+    panels = [each.rich_help_panel for each in flags.values()]
+    assert panels == sorted(panels, key=options.PANELS.index)
+
+
+def test_names_metavars_and_defaults_of_flags():
+    flags = options_of(TrainRLConfig)
+    written = {name: flags[name].show_default for name in flags}
+    assert flags["prompts"].default == "--prompt"
+    assert flags["num_inference_steps"].default == "--num-inference-steps"
+    assert (flags["kl"].metavar, flags["tracker"].metavar) == ("epsilon|gaussian", "NAME")
+    assert written["num_inference_steps"] == "20; sd15: 50"
+    assert written["lr_schedule"] == "cosine; sd15: constant"
+    assert written["beta"] == "0.01"  # the same in sd15
+    assert written["gradient_checkpointing"] == "off"
+    assert written["model"] == "tiny"
+    assert written["lora_targets"] == "to_q to_k to_v to_out.0"
+    assert written["name"] is False
+
+
+def test_a_flag_can_be_left_out():
+    assert {*options_of(SampleConfig)} - {*options_of(SampleConfig, without=["seed"])} == {"seed"}

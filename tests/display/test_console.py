@@ -34,19 +34,6 @@ def test_duration(seconds, text):
     assert console.duration(seconds) == text
 
 
-def test_table_of_before_and_after():
-    stream = io.StringIO()
-    table = console.before_after_table(
-        {"judge": 0.25, "kilobytes": 12.0}, {"judge": 0.875, "kilobytes": 9.5}
-    )
-    Console(file=stream, width=60).print(table)
-    assert [line.split() for line in stream.getvalue().splitlines()] == [
-        ["before", "after", "change"],
-        ["judge", "0.250", "0.875", "+0.625"],
-        ["kilobytes", "12.000", "9.500", "-2.500"],
-    ]
-
-
 def test_a_text_is_printed_as_it_is():
     stream = io.StringIO()
     text = "[bold]runs[/bold]/ :cat: " + "x" * 200

@@ -45,6 +45,30 @@ def test_the_table_of_an_evaluation():
     ]
 
 
+def test_the_pixel_distance_is_shown_if_there_is_no_diversity():
+    def shown(*measures):
+        rows = [row(group="seen", model="base", measure=each, mean=0.5) for each in measures]
+        lines = text_of(tables.evaluation_table({"rewards": [], "rows": rows}))
+        return [line[0] for line in lines[1:] if line]
+
+    assert shown("pixel_distance", "kl") == ["pixel_distance", "kl"]
+    assert shown("pixel_distance", "diversity", "kl") == ["diversity", "kl"]
+    measured = {"pixel_distance": 0.25, "diversity": 0.5}
+    lines = text_of(tables.before_after_table(measured, measured))
+    assert lines[1:] == [["diversity", "0.500", "0.500", "+0.000"]]
+
+
+def test_the_table_of_before_and_after():
+    table = tables.before_after_table(
+        {"judge": 0.25, "kilobytes": 12.0}, {"judge": 0.875, "kilobytes": 9.5}
+    )
+    assert text_of(table) == [
+        ["before", "after", "change"],
+        ["judge", "0.250", "0.875", "+0.625"],
+        ["kilobytes", "12.000", "9.500", "-2.500"],
+    ]
+
+
 def test_categories_have_a_table_where_there_are_several():
     def results(*categories):
         rows = [row(group="seen", model="base", measure="judge", mean=0.5)]

@@ -1,6 +1,7 @@
-"""What each process of test_processes.py runs: a round of RL, and what it saw of it.
+"""What each process of test_distributed.py runs: a round of RL, and what it saw of it.
 
-As the command does, it hears SIGTERM, by which launchers end processes, and goes on for a while.
+As the command does, it handles SIGTERM, by which launchers end processes, and runs until the next
+safe point.
 """
 
 import json
@@ -9,17 +10,19 @@ from pathlib import Path
 
 import torch
 
-from dpok_cli.config import TrainRLConfig
-from dpok_cli.engine.bases.model import load
-from dpok_cli.engine.device import process_state
-from dpok_cli.engine.rl.loop import RLTrainer
+from dpok_cli.engine.bases.load import load
+from dpok_cli.engine.distributed import process_state, shard
+from dpok_cli.engine.rl.loop import RLLoop
+from dpok_cli.engine.rl.settings import TrainRLConfig
+from dpok_cli.engine.training.checkpoint import Checkpoints
+from dpok_cli.engine.training.session import Session
 from dpok_cli.engine.training.stop import Stop
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 
 
 class Green(RewardModel):
-    """Greener is better; fails in one process if told so."""
+    """Greener is better; fails in one process on demand."""
 
     name = "green"
     fails_in = -1
@@ -34,8 +37,9 @@ class Green(RewardModel):
 def main(pipeline: str, output: str, changes: str) -> None:
     given = json.loads(changes)
     Green.fails_in = given.pop("fails_in", -1)
-    parts = given.pop("parts", False)
+    differ = given.pop("differ", False)
     breaks_in = given.pop("breaks_in", -1)
+    signals = given.pop("signals", False)  # writes a file once it trains
     small = dict(
         model=pipeline,
         prompts=("a green rabbit", "two cats"),
@@ -52,47 +56,50 @@ def main(pipeline: str, output: str, changes: str) -> None:
         sample_every=0,
     )
     config = TrainRLConfig(**small | given)
-    trainer = RLTrainer(config, load(config), WeightedReward([(Green(), 1.0)]))
+    model = load(config)
+    session = Session(config, model, None, lambda: False, print, config.rounds)
+    loop = RLLoop(config, WeightedReward([(Green(), 1.0)]), session)
     with torch.no_grad():  # so that both halves of the adapter have a gradient
         random = torch.Generator().manual_seed(0)
-        for parameter in trainer.model.adapter_parameters():
+        for parameter in model.adapter.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=random)
     gradients: list[list[float]] = []
-    step = trainer.step
+    step = loop.updater.step
 
     def watched():
         if process_state("cpu").process_index == breaks_in:
             Path(output, "broken").touch()
             raise torch.OutOfMemoryError("no memory left")
-        adapter = trainer.model.adapter_parameters()
+        if signals:
+            Path(output, f"{process_state('cpu').process_index}.trains").touch()
+        adapter = model.adapter.parameters()
         gradients.append(torch.cat([each.grad.flatten() for each in adapter]).tolist())
         return step()
 
-    trainer.step = watched  # type: ignore[method-assign]
+    loop.updater.step = watched  # type: ignore[method-assign]
     seeds: list[int] = []
-    roll_out = trainer.roll_out
+    roll_out = loop.roll_out
 
-    def drawn(prompt, all_seeds, starts):
-        state = process_state("cpu")
-        seeds.extend(all_seeds[state.process_index :: state.num_processes])
-        return roll_out(prompt, all_seeds, starts)
+    def drawn(draw):
+        seeds.extend(shard(draw.seeds, process_state("cpu")))
+        return roll_out(draw)
 
-    trainer.roll_out = drawn  # type: ignore[method-assign]
-    metrics = [trainer.round(number) for number in range(1, config.rounds + 1)]
-    if parts and process_state("cpu").process_index:
+    loop.roll_out = drawn  # type: ignore[method-assign]
+    metrics = [loop.advance(number) for number in range(1, config.rounds + 1)]
+    if differ and process_state("cpu").process_index:
         with torch.no_grad():
-            trainer.model.adapter_parameters()[0].add_(1)
-    trainer.run = True  # type: ignore[assignment]
-    trainer.write_checkpoint()
-    assert trainer.buffer is not None
-    adapter = torch.cat([each.detach().flatten() for each in trainer.model.adapter_parameters()])
+            model.adapter.parameters()[0].add_(1)
+    folder = Path(output) / "checkpoints"
+    state = {"adapter": model.adapter, "updater": session.updater, "loop": loop}
+    Checkpoints(folder, 1, session.accelerator, state).write(config.rounds)
+    adapter = torch.cat([each.detach().flatten() for each in model.adapter.parameters()])
     seen = {
         "processes": process_state("cpu").num_processes,
         "seeds": seeds,
         "gradients": gradients,
         "adapter": adapter.tolist(),
-        "advantages": trainer.buffer.advantage.tolist(),
-        "latents": trainer.buffer.latents.flatten(1).sum(1).tolist(),
+        "advantages": loop.buffer.examples.advantage.tolist(),
+        "latents": loop.buffer.examples.latents.flatten(1).sum(1).tolist(),
         "metrics": metrics,
     }
     file = Path(output) / f"{process_state('cpu').process_index}.json"

@@ -1,4 +1,4 @@
-"""A very small CLIP in the published form, for the rewards that are made of one."""
+"""A very small CLIP in the published format, for the rewards that use one."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def randomize(net: torch.nn.Module) -> None:
 
 @pytest.fixture(scope="session")
 def pictures() -> Callable[..., torch.Tensor]:
-    """Make so many images, always the same, of 8 bits a channel, as files have them."""
+    """Make ``count`` fixed images with 8 bits per channel, as in files."""
 
     def pictures(count: int, height: int = 24, width: int = 24) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1)

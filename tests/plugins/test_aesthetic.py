@@ -46,12 +46,12 @@ def mlp(width: int, name: str, places: list[int]) -> dict[str, torch.Tensor]:
 
 def by_hand(weights: dict[str, torch.Tensor], embeds: torch.Tensor) -> torch.Tensor:
     value = embeds / embeds.square().sum(-1, keepdim=True).sqrt()
-    for key in weights:  # in the order that they were made in
+    for key in weights:  # in the order of creation
         value = value @ weights[key].T if key.endswith("weight") else value + weights[key]
     return value[:, 0]
 
 
-def test_eleven_layers_stand_in_the_order_of_their_numbers():
+def test_eleven_layers_are_ordered_by_their_numbers():
     torch.manual_seed(0)
     weights = mlp(12, "layers", [0, 2, 4, 6, 8, 10, 11])
     embeds = torch.randn(3, 12)
@@ -60,22 +60,22 @@ def test_eleven_layers_stand_in_the_order_of_their_numbers():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"layers.2.bias": None}, "layer 2 of the aesthetic head lacks its weight or bias"),
-        ({"layers.2.weight": None, "layers.2.bias": None}, "do not lead from the image encoder's"),
-        ({"layers.0.weight": torch.zeros(9, 11)}, r"\(9, 11\), .* do not lead .* encoder's 12 to"),
-        ({"layers.4.scale": torch.zeros(1)}, r"has the unknown layers\.4\.scale"),
+        ({"layers.2.weight": None, "layers.2.bias": None}, "do not map the image encoder's"),
+        ({"layers.0.weight": torch.zeros(9, 11)}, r"\(9, 11\), .* do not map .* width 12 to"),
+        ({"layers.4.scale": torch.zeros(1)}, r"has the unknown key layers\.4\.scale"),
     ],
 )
-def test_a_head_that_does_not_fit_is_told(change, told):
+def test_a_head_that_does_not_fit_is_an_error(change, message):
     weights = mlp(12, "layers", [0, 2, 4]) | change
-    with pytest.raises(RewardError, match=told):
+    with pytest.raises(RewardError, match=message):
         linear_head({key: value for key, value in weights.items() if value is not None}, 12)
 
 
 @pytest.mark.parametrize("file", HEADS)
-def test_the_reward_is_its_parts_put_together(clip_folder, pictures, tmp_path, file):
+def test_the_reward_combines_its_parts(clip_folder, pictures, tmp_path, file):
     weights = mlp(12, "layers", [0, 2, 4, 6, 7])
     (save_file if file.endswith("safetensors") else torch.save)(weights, tmp_path / file)
     reward = Aesthetic(Aesthetic.Options(model=str(tmp_path), encoder=str(clip_folder)))
@@ -93,7 +93,7 @@ def test_the_reward_is_its_parts_put_together(clip_folder, pictures, tmp_path, f
     assert images.grad.abs().amax((1, 2, 3)).min() > 0
 
 
-def test_the_tiny_head_stands_on_the_tiny_clip_and_any_other_on_vit_l_14(monkeypatch):
+def test_the_tiny_head_uses_the_tiny_clip_and_any_other_vit_l_14(monkeypatch):
     asked = []
 
     def find(model, *names, tiny, local_only):
@@ -146,7 +146,7 @@ def test_v2_5_is_siglips_pooled_embedding_and_its_head(siglip, pictures, tmp_pat
     scores = reward.score(pictures(3), ["", "a", "b"])
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
 
-    # Another shape is squeezed to a square, not cropped: both ends of a wide image count.
+    # Other shapes are resized to a square, not cropped: both ends of a wide image count.
     wide = pictures(1, 24, 48)
     changed = wide.clone()
     changed[..., -8:] = 0.0

@@ -57,7 +57,7 @@ def open_clip_shapes() -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    """An open_clip checkpoint of 24 x 24 pixels with two layers, its every weight random."""
+    """An open_clip checkpoint of 24 x 24 pixels with two layers and random weights."""
     generator = torch.Generator().manual_seed(0)
     return {
         key: torch.randn(shape, generator=generator) * 0.1
@@ -119,7 +119,7 @@ def test_the_score_is_open_clips_cosine(weights, folder, pictures):
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     tokenizer = tokenizer_from_files(folder / "vocab.json", folder / "merges.txt")
     ids = tokenizer(prompts, truncation=True, max_length=16)["input_ids"]
-    # open_clip pads with zeros behind the end.
+    # open_clip pads with zeros after the end token.
     tokens = torch.tensor([[*row, *[0] * (16 - len(row))] for row in ids])
     image, text = by_hand(weights, (pictures(3) - mean) / std, tokens)
     expected = (image * text).sum(-1)
@@ -152,29 +152,29 @@ def test_gradients_reach_the_images(folder, pictures):
 
 
 @pytest.mark.parametrize(
-    ("key", "told"),
+    ("key", "message"),
     [
         ("visual.conv1.weight", r"lacks visual\.conv1\.weight"),
-        ("visual.proj", r"lacks what becomes visual_projection\.weight"),
+        ("visual.proj", r"lacks the weight for visual_projection\.weight"),
         (
             "visual.transformer.resblocks.1.attn.in_proj_bias",
-            r"lacks what becomes vision_model\.encoder\.layers\.1\.self_attn\.k_proj\.bias",
+            r"lacks the weight for vision_model\.encoder\.layers\.1\.self_attn\.k_proj\.bias",
         ),
         (
             "transformer.resblocks.1.ln_2.weight",
-            r"lacks what becomes text_model\.encoder\.layers\.1\.layer_norm2\.weight",
+            r"lacks the weight for text_model\.encoder\.layers\.1\.layer_norm2\.weight",
         ),
     ],
 )
-def test_a_key_that_is_dropped_is_named(weights, key, told):
+def test_a_missing_key_is_named(weights, key, message):
     rest = {name: value for name, value in weights.items() if name != key}
-    with pytest.raises(RewardError, match=told):
+    with pytest.raises(RewardError, match=message):
         from_open_clip(rest)
 
 
 @pytest.mark.parametrize("key", ["transformer.resblocks.1.mlp.extra.weight", "visual.head"])
-def test_a_key_that_is_left_over_is_named(weights, key):
-    with pytest.raises(RewardError, match=rf"has the unknown {key};"):
+def test_an_unexpected_key_is_named(weights, key):
+    with pytest.raises(RewardError, match=rf"has the unknown key {key};"):
         from_open_clip(weights | {key: torch.zeros(3)})
 
 
@@ -184,7 +184,7 @@ def test_a_weight_of_another_shape_is_named(weights):
         from_open_clip(changed)
 
 
-def test_a_file_of_another_form_is_told(folder, weights, pictures):
+def test_a_file_of_another_format_is_an_error(folder, weights, pictures):
     torch.save(weights, folder / "HPS_v2.1_compressed.pt")
-    with pytest.raises(RewardError, match="has no state_dict; it is no checkpoint of HPS v2"):
+    with pytest.raises(RewardError, match="has no state_dict; it is not an HPS v2 checkpoint"):
         HPS(HPS.Options(model=str(folder))).score(pictures(1), ["a"])

@@ -18,7 +18,7 @@ from dpok_plugins.http import Http
 
 
 class Local(RewardModel):
-    """Looks at image and prompt alike."""
+    """Depends on image and prompt."""
 
     name = "local"
 
@@ -80,8 +80,8 @@ def answering(answer):
     stop(server)
 
 
-def test_batches_fly_together_and_keep_their_order():
-    together = threading.Barrier(3, timeout=10)  # passes only if three are there at once
+def test_requests_run_in_parallel_and_keep_their_order():
+    together = threading.Barrier(3, timeout=10)  # passes only if three requests run at once
 
     def answer(number, body):
         prompts = unpack(body)[1]
@@ -95,7 +95,7 @@ def test_batches_fly_together_and_keep_their_order():
     assert scores.tolist() == list(range(12))
 
 
-def test_answers_that_pass_are_asked_for_again():
+def test_transient_statuses_are_retried():
     def answer(number, body):
         return (200, '{"scores": [1.5]}') if number == 2 else (503, "")
 
@@ -104,25 +104,25 @@ def test_answers_that_pass_are_asked_for_again():
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "told"),
+    ("status", "text", "message"),
     [
         (500, '{"error": "judge: broke"}', "answered 500: judge: broke"),
         (400, "nonsense", "answered 400: no reason given"),
         (404, "[]", "answered 404: no reason given"),
-        (200, "nonsense", "gave no list of 1 scores"),
-        (200, '{"scores": [1.0, 2.0]}', "gave no list of 1 scores"),
-        (200, '{"scores": ["1.0"]}', "gave scores that are no numbers"),
+        (200, "nonsense", "did not return a list of 1 scores"),
+        (200, '{"scores": [1.0, 2.0]}', "did not return a list of 1 scores"),
+        (200, '{"scores": ["1.0"]}', "returned scores that are not numbers"),
         (200, '{"scores": [NaN]}', "returned nan for 'a'"),
     ],
 )
-def test_other_answers_end_it_at_once(status, text, told):
+def test_other_answers_are_errors_without_retry(status, text, message):
     asked = []
 
     def answer(number, body):
         asked.append(number)
         return status, text
 
-    with answering(answer) as port, pytest.raises(RewardError, match=rf"^http: .*{told}$"):
+    with answering(answer) as port, pytest.raises(RewardError, match=rf"^http: .*{message}$"):
         remote(port).score(pictures(1), ["a"])
     assert asked == [0]
 
@@ -136,18 +136,18 @@ def test_one_failure_stops_the_other_requests():
         remote(port, batch=1, in_flight=8, retry=10**6).score(pictures(8), prompts)
 
 
-def test_a_server_that_hangs_is_given_up_in_the_end():
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes requests, answers none
+def test_a_hanging_server_is_an_error_after_the_retries():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts requests, never answers
         port = silent.getsockname()[1]
         with pytest.raises(RewardError) as caught:
             remote(port, timeout=0.05, retry=0.2).score(pictures(1), ["a"])
     assert str(caught.value) == (
         f"http: http://127.0.0.1:{port} did not answer for 0.2 s (TimeoutError: timed out);"
-        " start its server again, or give it longer with retry=SECONDS"
+        " start its server again, or allow more time with retry=SECONDS"
     )
 
 
-def test_a_server_that_is_not_there_is_told():
+def test_an_unreachable_server_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(RewardError, match=r"did not answer for 0 s \(ConnectionRefusedError"):
@@ -155,17 +155,17 @@ def test_a_server_that_is_not_there_is_told():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("", "needs the option 'url'"),
         (":url=localhost:80", "url='localhost:80' must be of the form http://host:port"),
         (":url=http://", "must be of the form http://host:port"),
-        (":url=http://a:1,batch=0", "must be above 0"),
-        (":url=http://a:1,timeout=0", "must be above 0"),
-        (":url=http://a:1,retry=-1", "retry not below"),
+        (":url=http://a:1,batch=0", "must be > 0"),
+        (":url=http://a:1,timeout=0", "must be > 0"),
+        (":url=http://a:1,retry=-1", "retry >= 0"),
         (":url=http://a:99999", "must be of the form http://host:port"),
     ],
 )
-def test_options_that_cannot_be_used(options, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_options(options, message):
+    with pytest.raises(InputError, match=message):
         build([f"http{options}"])

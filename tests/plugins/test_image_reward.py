@@ -29,13 +29,13 @@ MED_CONFIG = {
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
-    "encoder_width": 768,  # there in the published file, and not the vision width
+    "encoder_width": 768,  # in the published file, but not the vision width
 }
 
 
 @pytest.fixture(scope="module")
 def net() -> ImageRewardNet:
-    """A network with every weight random, norms and biases too; vision has two heads."""
+    """A network with random weights, norms and biases; vision has two heads."""
     vision = BlipVisionConfig(
         hidden_size=128,
         intermediate_size=96,
@@ -85,7 +85,7 @@ def pictures(count: int, size: int = 24) -> torch.Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_published_layout_survives_the_way_there_and_back(net):
+def test_the_published_layout_survives_a_round_trip(net):
     published = to_published(net)
     again = from_published(published, MED_CONFIG).eval()
     assert again.vision.config.num_attention_heads == 2
@@ -172,7 +172,7 @@ def test_the_full_size_has_the_625_published_keys():
         "mlp.layers.5.weight",
     ],
 )
-def test_a_key_that_is_dropped_or_renamed_is_named(net, name):
+def test_a_missing_or_renamed_key_is_named(net, name):
     published = to_published(net)
     value = published.pop(name)
     with pytest.raises(RewardError, match=rf"the checkpoint lacks {name};"):
@@ -181,9 +181,9 @@ def test_a_key_that_is_dropped_or_renamed_is_named(net, name):
         from_published(published | {f"{name}_renamed": value}, MED_CONFIG)
 
 
-def test_a_key_that_is_left_over_is_named(net):
+def test_an_unexpected_key_is_named(net):
     extra = {"blip.itm_head.weight": torch.zeros(2)}
-    with pytest.raises(RewardError, match=r"has the unknown blip\.itm_head\.weight;"):
+    with pytest.raises(RewardError, match=r"has the unknown key blip\.itm_head\.weight;"):
         from_published(to_published(net) | extra, MED_CONFIG)
 
 
@@ -229,7 +229,7 @@ def test_the_vision_encoder_is_the_published_one(net):
 
 
 @torch.no_grad()
-def test_the_score_is_its_parts_put_together_by_hand(net, folder):
+def test_the_score_matches_its_parts_computed_by_hand(net, folder):
     """The text encoder layer by layer without padding or masks, the head, the constants."""
     image = torch.rand(1, 3, 24, 24)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -310,7 +310,7 @@ def test_a_vocabulary_without_cls_or_with_a_token_twice_is_refused(vocab):
         tokenizer_from_vocab(vocab)
 
 
-def test_without_a_vocabulary_of_its_own_berts_is_asked_for(folder, monkeypatch):
+def test_without_a_vocabulary_file_berts_is_used(folder, monkeypatch):
     asked = []
 
     def unreachable(hub_id, names, advice, local_only):
@@ -330,7 +330,7 @@ def test_a_vocabulary_that_does_not_fit_the_checkpoint_is_refused(folder):
         reward_of(folder).score(pictures(1), ["a cat"])
 
 
-def test_the_plugin_module_offers_the_networks_names():
+def test_the_plugin_module_re_exports_the_network():
     assert image_reward.to_published is to_published
     assert image_reward.tokenizer_from_vocab is tokenizer_from_vocab
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -10,7 +10,7 @@ from dpok_plugins.judge_net import JudgeNet, Views, scenes
 
 
 def views_of(*pictures: Scene) -> Views:
-    """The logits of a judge that sees these scenes."""
+    """The logits of a judge that predicts these scenes."""
     counts = torch.zeros(len(pictures), len(OBJECTS), MAX_COUNT + 1)
     counts[..., 0] = 1.0
     colours = torch.zeros(len(pictures), len(OBJECTS), len(COLOURS))
@@ -24,7 +24,7 @@ def views_of(*pictures: Scene) -> Views:
 
 
 def seeing(*pictures: Scene) -> Judge:
-    """A judge whose network sees these scenes, whatever it looks at."""
+    """A judge whose network predicts these scenes for any image."""
 
     class Planted(Judge):
         def load(self):
@@ -66,21 +66,23 @@ def test_the_judge_says_whether_the_picture_shows_the_prompt(prompt, picture, ri
     assert seeing(picture).score(torch.zeros(1, 3, 8, 8), [prompt]).tolist() == [right]
 
 
-def test_pictures_are_judged_each_for_its_own_prompt():
+def test_images_are_judged_for_their_prompts():
     judge = seeing(GREEN_RABBIT, MOON_DOG, FOUR_WOLVES)
     prompts = ["a dog on the moon", "a dog on the moon", "four gray wolves"]
     assert judge.score(torch.zeros(3, 3, 8, 8), prompts).tolist() == [0.0, 1.0, 1.0]
 
 
-def test_scenes_are_the_likeliest_and_hold_what_is_counted():
+def test_scenes_are_the_most_likely_and_contain_counted_objects():
     pictures = [GREEN_RABBIT, CAT_AND_DOG, NOTHING, Scene((Thing("cup", 5, "brown"),), "room")]
     assert scenes(views_of(*pictures)) == pictures
 
 
-def test_a_prompt_of_another_world_is_an_error_that_shows_it():
+def test_a_prompt_outside_the_tiny_world_is_an_error():
     with pytest.raises(RewardError) as caught:
         seeing(GREEN_RABBIT).score(torch.zeros(1, 3, 8, 8), ["an astronaut on a horse"])
-    assert str(caught.value).startswith("judge: 'an astronaut on a horse' is no prompt of the tiny")
+    assert str(caught.value).startswith(
+        "judge: 'an astronaut on a horse' is not a prompt of the tiny"
+    )
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_a_folder_without_weights_is_an_error(tmp_path):
         Judge(Judge.Options(model=str(tmp_path))).score(torch.zeros(1, 3, 8, 8), ["a cat"])
 
 
-def test_the_plugin_module_offers_the_networks_names():
+def test_the_plugin_module_re_exports_the_network():
     assert judge.JudgeNet is JudgeNet
     with pytest.raises(AttributeError, match="no_such_name"):
         judge.no_such_name  # noqa: B018

@@ -35,7 +35,7 @@ def returns(value):
         name = "odd"
 
         def score_batch(self, images, prompts):
-            if isinstance(value, Exception):
+            if isinstance(value, BaseException):
                 raise value
             return value
 
@@ -43,7 +43,7 @@ def returns(value):
 
 
 def plain(count=3):
-    """Images whose every pixel is 0, 0.1, 0.2 and so on."""
+    """Images with constant pixels 0, 0.1, 0.2 and so on."""
     return (torch.arange(count) / 10).view(-1, 1, 1, 1).expand(-1, 3, 4, 5)
 
 
@@ -74,13 +74,13 @@ def test_gradients_flow_only_if_asked_for():
     assert images.grad[:, 1:].abs().max() == 0
 
 
-def test_gradients_of_a_reward_without_them_are_refused():
-    with pytest.raises(RewardError, match=r"^odd: gives no gradients to images$"):
+def test_gradients_of_a_non_differentiable_reward_are_refused():
+    with pytest.raises(RewardError, match=r"^odd: is not differentiable$"):
         returns(torch.zeros(3)).score(plain(), ["", "", ""], grad=True)
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         (torch.tensor([0.0, float("nan"), 0.0]), "odd: returned nan for 'b'"),
         (torch.tensor([0.0, 0.0, float("-inf")]), "odd: returned -inf for 'c'"),
@@ -96,29 +96,29 @@ def test_gradients_of_a_reward_without_them_are_refused():
         (RewardError("odd: too dark"), "odd: too dark"),
     ],
 )
-def test_a_score_that_is_none_is_an_error_in_the_rewards_name(value, told):
+def test_an_invalid_score_is_an_error_with_the_rewards_name(value, message):
     with pytest.raises(RewardError) as caught:
         returns(value).score(plain(), ["a", "b", "c"])
-    assert str(caught.value) == told
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
-    ("images", "prompts", "told"),
+    ("images", "prompts", "message"),
     [
         (torch.zeros(3, 4, 5), ["a"], "red: images must be float (B, 3, H, W), not float32 (3,"),
         (torch.zeros(1, 1, 4, 5), ["a"], "(B, 3, H, W), not float32 (1, 1, 4, 5)"),
         (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ["a"], "not uint8 (1, 3, 4, 5)"),
-        (plain(2), ["a"], "red: 2 images came with 1 prompts"),
-        (plain(0), [], "red: 0 images came with 0 prompts"),
+        (plain(2), ["a"], "red: got 2 images but 1 prompts"),
+        (plain(0), [], "red: got 0 images but 0 prompts"),
     ],
 )
-def test_images_and_prompts_that_cannot_be_scored(images, prompts, told):
+def test_invalid_images_and_prompts(images, prompts, message):
     with pytest.raises(RewardError) as caught:
         Red().score(images, prompts)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_load_that_fails_is_named_and_tried_again():
+def test_a_failed_load_is_named_and_retried():
     class Flaky(Red):
         def load(self):
             super().load()
@@ -132,7 +132,7 @@ def test_a_load_that_fails_is_named_and_tried_again():
     assert reward.loads == 2
 
 
-def test_options_default_to_those_without_arguments():
+def test_options_have_their_defaults():
     class Scaled(Red):
         @dataclass(frozen=True)
         class Options:
@@ -141,3 +141,43 @@ def test_options_default_to_those_without_arguments():
     assert Scaled().options == Scaled.Options(2.0)
     assert Scaled(Scaled.Options(3.0)).options.scale == 3.0
     assert Red().options == RewardModel.Options()
+
+
+class Normalising(RewardModel):
+    """Normalises its images and empties its prompts in place, and keeps what it returns."""
+
+    name = "normalising"
+    differentiable = True
+
+    def score_batch(self, images, prompts):
+        images.sub_(0.5).div_(0.5)
+        prompts.clear()
+        self.kept = images.mean(dim=(1, 2, 3))
+        return self.kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_a_plugin_changes_in_place_is_its_own_copy(dtype):
+    images, prompts = plain().to(dtype).contiguous(), ["a", "b", "c"]
+    before = images.clone()
+    reward = Normalising()
+    scores = reward.score(images, prompts)
+    assert scores.tolist() == pytest.approx([-1.0, -0.8, -0.6])
+    assert torch.equal(images, before)
+    assert prompts == ["a", "b", "c"]
+    reward.kept.fill_(7.0)
+    assert scores.tolist() == pytest.approx([-1.0, -0.8, -0.6])
+
+
+def test_gradients_flow_through_the_copy():
+    images = plain().contiguous().requires_grad_()
+    Normalising().score(images, ["a", "b", "c"], grad=True).sum().backward()
+    assert images.grad is not None
+    assert images.grad.unique().tolist() == pytest.approx([2 / 60])
+
+
+def test_a_plugin_that_exits_is_an_error_in_its_name():
+    with pytest.raises(RewardError, match="odd: SystemExit: 3"):
+        returns(SystemExit(3)).score(plain(), ["a", "b", "c"])
+    with pytest.raises(KeyboardInterrupt):  # the user's, not the plugin's
+        returns(KeyboardInterrupt()).score(plain(), ["a", "b", "c"])

@@ -17,7 +17,7 @@ class Red(RewardModel):
         return images[:, 0].mean((1, 2))
 
 
-def test_what_is_measured():
+def test_the_measurements():
     batches = []
 
     class Counted(Red):
@@ -30,34 +30,37 @@ def test_what_is_measured():
     assert result.scores[0] != result.scores[1]
     assert result.batch_size == 3
     assert result.images_per_second > 0
-    assert 10**7 < result.peak_memory < 10**12  # bytes, whatever the system counts in
+    assert 10**7 < result.peak_memory < 10**12  # bytes on every system
     two = ((2, 3, 256, 256), ["a cat", "a dog"])
     assert batches == [two, two, ((3, 3, 256, 256), ["a cat", "a dog", "a cat"])]
 
 
 @pytest.mark.parametrize(
-    ("score", "told"),
+    ("score", "message"),
     [
-        (lambda self, images, prompts: images.detach().mean((1, 2, 3)), "but its scores are not"),
+        (
+            lambda self, images, prompts: images.detach().mean((1, 2, 3)),
+            "but its scores have no gradient",
+        ),
         (
             lambda self, images, prompts: torch.zeros(len(images), requires_grad=True) * 1,
-            "gives no gradients, or not finite ones, to the images",
+            "its gradients for the images are missing or not finite",
         ),
         (
             lambda self, images, prompts: (images[:, 0, 0, 0] * 0).sqrt(),
-            "gives no gradients, or not finite ones, to the images",
+            "its gradients for the images are missing or not finite",
         ),
     ],
 )
-def test_gradients_that_are_promised_must_come(monkeypatch, score, told):
+def test_a_reward_that_declares_gradients_must_have_them(monkeypatch, score, message):
     monkeypatch.setattr(Red, "score_batch", score)
-    with pytest.raises(RewardError, match=f"^red: .*{told}$"):
+    with pytest.raises(RewardError, match=f"^red: .*{message}$"):
         check(Red())
     monkeypatch.setattr(Red, "differentiable", False)
     assert check(Red()).batch_size == 3
 
 
-def test_a_reward_that_cannot_be_loaded_is_told(monkeypatch):
+def test_a_load_error_is_reported(monkeypatch):
     monkeypatch.setattr(Red, "load", lambda self: [][0])
     with pytest.raises(RewardError, match=r"^red: could not be loaded: IndexError"):
         check(Red())

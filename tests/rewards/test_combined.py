@@ -38,12 +38,12 @@ def test_the_sum_is_weighted_and_signed_and_the_raw_scores_are_kept():
     }
 
 
-def test_a_negative_weight_turns_the_sign_again():
+def test_a_negative_weight_flips_the_sign():
     scores = WeightedReward([(Kilobytes(), -1.0)]).score(IMAGES, PROMPTS)
     assert scores.total.tolist() == [3.0, 8.0]
 
 
-def test_the_same_reward_again_has_a_number():
+def test_a_second_instance_of_a_reward_has_a_number():
     reward = WeightedReward([(Brightness(), 1.0), (Brightness(), 2.0), (Brightness(), 4.0)])
     assert reward.names == ("brightness", "brightness-2", "brightness-3")
     scores = reward.score(IMAGES, PROMPTS)
@@ -58,5 +58,5 @@ def test_gradients_pass_through_the_weights():
 
 
 def test_the_part_that_fails_is_named():
-    with pytest.raises(RewardError, match=r"^kilobytes: gives no gradients"):
+    with pytest.raises(RewardError, match=r"^kilobytes: is not differentiable"):
         WeightedReward([(Brightness(), 1.0), (Kilobytes(), 1.0)]).score(IMAGES, PROMPTS, grad=True)

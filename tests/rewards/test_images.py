@@ -10,7 +10,7 @@ from dpok_cli.rewards.images import centre_crop, clip_normalise, resize_short_si
     ("height", "width", "size", "resized"),
     [(64, 64, 48, (48, 48)), (120, 90, 32, (42, 32)), (40, 60, 64, (64, 96))],
 )
-def test_the_resize_is_pillows(height, width, size, resized):
+def test_the_resize_matches_pillow(height, width, size, resized):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     theirs = Image.fromarray(pixels).resize(resized[::-1], Image.Resampling.BICUBIC)
     ours = resize_short_side(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, size)
@@ -22,7 +22,7 @@ def test_the_resize_is_pillows(height, width, size, resized):
     assert difference.abs().max() <= 1.2
 
 
-def test_images_of_the_right_size_stay_as_they_are():
+def test_images_of_the_right_size_are_unchanged():
     images = torch.rand(2, 3, 32, 40)
     assert torch.equal(resize_short_side(images, 32), images)
 

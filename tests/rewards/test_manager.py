@@ -9,7 +9,7 @@ import dpok_cli
 from dpok_cli.errors import InputError, RewardError
 from dpok_cli.rewards import manager
 from dpok_cli.rewards.base import RewardModel
-from dpok_cli.rewards.manager import build, registry
+from dpok_cli.rewards.manager import build, check_specs, registry
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 PLUGIN = """
@@ -61,7 +61,7 @@ def named(name: str) -> str:
     return PLUGIN.replace("NAME", name)
 
 
-def test_our_own_rewards_come_through_the_same_entry_points(install):
+def test_built_in_rewards_use_the_same_entry_points(install):
     for name in ("image-reward", "judge"):
         entry = registry().rewards[name]
         assert entry.cls.__module__.startswith("dpok_plugins.")
@@ -85,7 +85,7 @@ def test_a_third_partys_reward_is_found_and_built(install):
     assert scores.total.tolist() == [-(0.5 * 1.0 + 0.5)]
 
 
-def test_our_own_plugins_come_before_third_parties(install):
+def test_built_in_plugins_come_before_third_party_ones(install):
     install("aaa", named("aaa"))
     packages = [entry.package for entry in registry().rewards.values()]
     assert packages.index("aaa") == len(packages) - 1
@@ -102,14 +102,16 @@ NO_CLASS = named("half").replace("register(Reward)", "register(Reward); register
     [
         ("import no_such_package_of_ours", "No module named 'no_such_package_of_ours'"),
         ("1 / 0", "ZeroDivisionError"),
+        ("import argparse\nargparse.ArgumentParser().parse_args(['--none'])", "SystemExit: 2"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
         ("def f(:", "SyntaxError"),
         (named("half") + "    raise OSError('gone')", "OSError: gone"),
         ("", "it registers no reward"),
         (WRONG_NAME, "register_reward"),
         (WRONG_ARGUMENT, "add"),
-        (NO_CLASS, "3 is no subclass of RewardModel"),
+        (NO_CLASS, "3 is not a subclass of RewardModel"),
         (named("Bad Name"), "'Bad Name', not of the form"),
-        (named("half").replace("@dataclass(frozen=True)", ""), "Options is no dataclass"),
+        (named("half").replace("@dataclass(frozen=True)", ""), "Options is not a dataclass"),
     ],
 )
 def test_a_plugin_that_fails_is_left_out_with_its_reason(install, source, reason):
@@ -120,7 +122,7 @@ def test_a_plugin_that_fails_is_left_out_with_its_reason(install, source, reason
     assert {"judge", "good"} <= registry().rewards.keys()
     assert "half" not in registry().rewards
     assert build(["good"]).names == ("good",)
-    with pytest.raises(InputError) as caught:  # whoever asks for its reward is told
+    with pytest.raises(InputError) as caught:  # requesting its reward reports it
         build(["half"])
     assert "broken-rewards (plugin_of_broken_rewards) was left out: " in str(caught.value)
     assert reason in str(caught.value)
@@ -135,7 +137,7 @@ def test_two_plugins_with_one_name_are_an_error_that_names_both(install):
         build(["same"])
 
 
-def test_a_plugin_cannot_take_the_name_of_ours_in_silence(install):
+def test_a_plugin_cannot_silently_take_a_built_in_name(install):
     install("taker", named("judge"))
     with pytest.raises(InputError, match=r"'judge' is claimed by dpok and by taker"):
         build(["judge"])
@@ -160,7 +162,7 @@ def test_the_environment_says_which_packages_are_loaded(install, monkeypatch, al
 
 
 @pytest.mark.parametrize(
-    ("specs", "told"),
+    ("specs", "message"),
     [
         (["imag-reward"], "Unknown reward 'imag-reward'. Did you mean 'image-reward'?"),
         (["judge:modle=tiny"], "no option 'modle'. Did you mean 'model'?"),
@@ -168,10 +170,11 @@ def test_the_environment_says_which_packages_are_loaded(install, monkeypatch, al
         ([], "No reward was given"),
     ],
 )
-def test_what_cannot_be_built_is_bad_input(install, specs, told):
+@pytest.mark.parametrize("function", [build, check_specs])
+def test_invalid_specs_are_input_errors(install, function, specs, message):
     with pytest.raises(InputError) as caught:
-        build(specs)
-    assert told in str(caught.value)
+        function(specs)
+    assert message in str(caught.value)
 
 
 def test_a_reward_that_cannot_be_made_is_named(install):
@@ -179,9 +182,10 @@ def test_a_reward_that_cannot_be_made_is_named(install):
     install("their-rewards", source)
     with pytest.raises(RewardError, match=r"^theirs: TypeError"):
         build(["theirs"])
+    check_specs(["theirs"])  # constructs no reward
 
 
-def test_for_the_bundled_model_rewards_are_their_tiny_twins():
+def test_for_the_bundled_model_rewards_use_their_tiny_version():
     specs = ["image-reward=2", "clip:model=mine", "aesthetic", "pickscore", "jpeg-compressibility"]
 
     def models(**tiny):
@@ -211,9 +215,9 @@ def test_the_example_of_the_documentation_is_a_plugin(install):
     assert scores.total.tolist() == [0.25]
 
 
-def test_all_that_an_author_gives_is_documented():
+def test_all_members_of_the_contract_are_documented():
     given = {name for name in vars(RewardModel) if not name.startswith("_")}
-    given -= {"score", "prepare"}  # what its users call
+    given -= {"score", "prepare"}  # called by the engine
     given |= set(RewardModel.__annotations__)
     assert {name for name in given if f"| `{name}" not in PAGE} == set()
 

@@ -15,7 +15,7 @@ IMAGES = torch.tensor([0.2, 0.4]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
 
 
 class Mean(RewardModel):
-    """The mean of all pixels; of the prompt "odd" it is NaN."""
+    """The mean of all pixels; NaN for the prompt "odd"."""
 
     name = "mean"
     higher_is_better = False
@@ -35,7 +35,7 @@ def port():
 
 
 def ask(port, body=b"", method="POST", path="/score", headers=None):
-    """Return the status and the JSON that is answered."""
+    """Return the status and the JSON of the answer."""
     connection = HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request(method, path, body, headers or {})
     response = connection.getresponse()
@@ -52,7 +52,7 @@ def test_the_weighted_sum_is_answered(port):
     assert ask(port, method="GET", path="/") == (200, {"rewards": ["mean"]})
 
 
-def test_requests_that_cannot_be_used_are_answered_and_not_fatal(port):
+def test_invalid_requests_are_answered_and_not_fatal(port):
     for status, options in [
         (400, {"body": b"no JSON"}),
         (400, {"body": pack(IMAGES, ["a"])}),

@@ -58,13 +58,13 @@ def test_str_is_short():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "the name is missing"),
         ("=2", "the name is missing"),
         (":a=b", "the name is missing"),
-        ("clip=", "the weight '' is no number"),
-        ("clip=much", "the weight 'much' is no number"),
+        ("clip=", "the weight '' is not a number"),
+        ("clip=much", "the weight 'much' is not a number"),
         ("clip=0", "must be finite and not zero"),
         ("clip=nan", "must be finite and not zero"),
         ("clip=inf", "must be finite and not zero"),
@@ -75,10 +75,10 @@ def test_str_is_short():
         ("clip:a=1,a=2", "the option 'a' is given twice"),
     ],
 )
-def test_parse_refuses_what_is_not_the_grammar(text, told):
+def test_parse_refuses_invalid_specs(text, message):
     with pytest.raises(InputError) as caught:
         parse_spec(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "NAME[=WEIGHT][:KEY=VALUE,...]" in str(caught.value)
 
 
@@ -110,7 +110,7 @@ def test_options_left_out_keep_their_defaults():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"scale": "2"}, "needs the option 'url'"),
         ({"url": "u", "scal": "2"}, "has no option 'scal'. Did you mean 'scale'?"),
@@ -124,10 +124,10 @@ def test_options_left_out_keep_their_defaults():
         ({"url": "u", "retries": "-1"}, "retries must not be negative"),
     ],
 )
-def test_options_that_cannot_be_used_are_named(given, told):
+def test_invalid_options_are_named(given, message):
     with pytest.raises(InputError) as caught:
         make_options(Sharpness, given)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "'sharpness'" in str(caught.value)
 
 

@@ -13,7 +13,7 @@ from dpok_cli.tiny import folder
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A hub with one model that has one file; lists what was asked of it."""
+    """A hub with one model that has one file; records the requests."""
     asked = []
 
     def download(model, name, local_files_only):
@@ -52,21 +52,21 @@ def test_a_hub_id_gives_the_first_file_that_it_has(hub):
     assert hub == [("org/model", "a.safetensors"), ("org/model", "b.pt")]
 
 
-def test_nothing_is_downloaded_if_only_what_is_here_is_wanted(hub):
+def test_nothing_is_downloaded_with_local_only(hub):
     with pytest.raises(RewardError, match=r"cannot get b\.pt of 'org/model'"):
         find("org/model", "b.pt", local_only=True)
     assert hub == [("org/model", "b.pt")]
 
 
 @pytest.mark.parametrize("model", ["org/model", "org/other"])
-def test_what_the_hub_does_not_give_is_told_with_advice(hub, model):
+def test_a_file_missing_on_the_hub_is_an_error_with_advice(hub, model):
     with pytest.raises(RewardError) as caught:
         find(model, "c.txt", advice="do without")
     assert f"cannot get c.txt of '{model}'" in str(caught.value)
     assert str(caught.value).endswith("check the name and the network, or do without")
 
 
-def test_a_path_that_is_not_there_is_no_hub_id():
+def test_a_missing_path_is_not_a_hub_id():
     with pytest.raises(RewardError, match=r"'/no/such/folder' is neither a folder nor a hub id"):
         find("/no/such/folder", "a.pt")
 

@@ -21,7 +21,7 @@ def body(images, prompts) -> bytes:
     return json.dumps({"images": images, "prompts": prompts}).encode()
 
 
-def test_what_is_packed_is_unpacked_with_eight_bits():
+def test_unpack_inverts_pack_with_eight_bits():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 7), dtype=np.uint8)
     images = torch.from_numpy(pixels) / 255
     prompts = ["", "a cat", 'says "é", 猫', "\n", "a cat"]
@@ -42,32 +42,32 @@ def test_the_format_is_what_the_documentation_says():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        (b"", "the body is no JSON"),
-        (b"\xff\xfe", "the body is no JSON"),
-        (b"[" * 100_000, "the body is no JSON"),
+        (b"", "the body is not JSON"),
+        (b"\xff\xfe", "the body is not JSON"),
+        (b"[" * 100_000, "the body is not JSON"),
         (b"[]", "'prompts' must be a list of strings"),
         (b'{"prompts": "a"}', "'prompts' must be a list of strings"),
         (b'{"prompts": ["a"]}', "'images' must be a list of strings"),
         (b'{"prompts": ["a"], "images": [1]}', "'images' must be a list of strings"),
-        (body([], []), "no images came"),
-        (body([png()], ["a", "b"]), "1 images came with 2 prompts"),
-        (body(["?"], ["a"]), "an image is no PNG in base64"),
-        (body([png()[:40]], ["a"]), "an image is no PNG in base64"),
-        (body([png(format="JPEG")], ["a"]), "an image is no PNG in base64"),
-        (body([png(), png(3, 4)], ["a", "b"]), "the images are not of one size"),
+        (body([], []), "there are no images"),
+        (body([png()], ["a", "b"]), "got 1 images but 2 prompts"),
+        (body(["?"], ["a"]), "an image is not a PNG in base64"),
+        (body([png()[:40]], ["a"]), "an image is not a PNG in base64"),
+        (body([png(format="JPEG")], ["a"]), "an image is not a PNG in base64"),
+        (body([png(), png(3, 4)], ["a", "b"]), "the images differ in size"),
     ],
 )
-def test_anything_else_is_refused_with_its_reason(text, told):
-    with pytest.raises(ValueError, match=rf"^{told}$"):
+def test_invalid_messages_are_refused_with_the_reason(text, message):
+    with pytest.raises(ValueError, match=rf"^{message}$"):
         unpack(text)
 
 
 def test_images_are_counted_together_before_they_are_decoded(monkeypatch):
     monkeypatch.setattr(wire, "MAX_PIXELS", 24)
     assert len(unpack(body([png(), png()], ["a", "b"]))[0]) == 2
-    with pytest.raises(ValueError, match="more than 24 pixels together"):
+    with pytest.raises(ValueError, match="more than 24 pixels in total"):
         unpack(body([png(), png(), png(1, 1)], ["a", "b", "c"]))
 
 

@@ -13,7 +13,7 @@ from dpok_plugins.judge import Judge
 
 
 class Recording(RewardModel):
-    """The mean of the pixels and the prompt's number; knows which threads it ran in."""
+    """The mean of the pixels and the prompt's number; records its threads."""
 
     name = "recording"
 
@@ -51,7 +51,7 @@ def test_scores_are_those_of_all_images_together_in_order():
             worker.submit(images, prompts)
         scores = worker.results()
         again = batches(2)
-        worker.submit(*again[0])  # a second round knows nothing of the first
+        worker.submit(*again[0])  # the second round does not contain the first
         second = worker.results()
     images = torch.cat([images for images, _ in given])
     expected = reward.score(images, [prompt for _, prompts in given for prompt in prompts])
@@ -86,7 +86,7 @@ def test_submitting_does_not_wait_for_the_scores():
     given = batches(1, 1)
     with RewardWorker(WeightedReward([(Slow(), 1.0)]), "cpu") as worker:
         for images, prompts in given:
-            worker.submit(images, prompts)  # would never come back if it waited
+            worker.submit(images, prompts)  # would never return if it waited
         go_on.set()
         total = worker.results().total
     expected = [-images.mean().item() - number for number, (images, _) in enumerate(given)]
@@ -112,7 +112,7 @@ class Broken(Remote):
         return super().score_batch(images, prompts)
 
 
-def test_an_error_comes_in_the_rewards_name_and_the_rest_is_given_up():
+def test_an_error_has_the_rewards_name_and_cancels_the_rest():
     broken = Broken()
     with RewardWorker(WeightedReward([(broken, 1.0)]), "cpu") as worker:
         for images, prompts in batches(1, 1):
@@ -121,7 +121,7 @@ def test_an_error_comes_in_the_rewards_name_and_the_rest_is_given_up():
             worker.results()
 
 
-def test_an_error_is_told_before_more_is_drawn():
+def test_an_error_is_raised_at_the_next_submit():
     with RewardWorker(WeightedReward([(Broken(), 1.0)]), "cpu") as worker:
         images, _ = batches(1)[0]
         worker.submit(images, ["1"])
@@ -130,7 +130,7 @@ def test_an_error_is_told_before_more_is_drawn():
             worker.submit(images, ["2"])
 
 
-def test_leaving_early_gives_up_what_is_not_scored():
+def test_leaving_early_cancels_pending_scores():
     started, go_on = threading.Event(), threading.Event()
 
     class Slow(Remote):
@@ -151,11 +151,11 @@ def test_leaving_early_gives_up_what_is_not_scored():
             worker.submit(images, prompts)
         assert started.wait(60)
         raise KeyboardInterrupt
-    worker._pool.shutdown()  # waits for what is under way
+    worker._pool.shutdown()  # waits for running scores
     assert len(slow.threads) == 1
 
 
-def test_a_remote_reward_that_is_away_is_given_up_at_once():
+def test_a_retrying_remote_reward_is_cancelled_at_once():
     reward = Http(Http.Options("http://127.0.0.1:9", retry=10**6, timeout=5))
     trying = threading.Event()
     post = reward._post

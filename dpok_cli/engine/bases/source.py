@@ -1,4 +1,4 @@
-"""Where models and adapters lie, checked before anything heavy is imported."""
+"""Where a model's files are, checked before anything heavy is imported."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,6 @@ from pathlib import Path
 from dpok_cli import tiny
 from dpok_cli.config import TINY
 from dpok_cli.errors import InputError
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def locate(model: str) -> str:
@@ -41,34 +39,3 @@ def check_source(model: str) -> None:
             f"{model} holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline)"
             " can be used."
         )
-
-
-def adapter_file(adapter: Path) -> Path:
-    """Return the file of LoRA weights in a folder, or the file itself."""
-    return adapter / ADAPTER_FILE if adapter.is_dir() else adapter
-
-
-def check_adapter(adapter: Path, flag: str = "--adapter") -> None:
-    """Raise InputError unless ``adapter`` is LoRA weights in safetensors, or a folder of them.
-
-    ``flag`` is what the person gave it with.
-    """
-    file = adapter_file(adapter)
-    if not file.is_file():
-        raise InputError(f"There is no adapter {file}. Give {flag} a run's adapter folder.")
-    if file.suffix != ".safetensors":
-        raise InputError(
-            f"{file} is not safetensors; adapters in other formats are not read. Give {flag} a"
-            " run's adapter folder."
-        )
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, "np") as opened:
-            names = list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"The adapter {file} cannot be read: {error}. Give {flag} another."
-        ) from error
-    if not any(".lora" in name for name in names):
-        raise InputError(f"{file} holds no LoRA weights. Give {flag} a run's adapter folder.")

@@ -1,5 +1,5 @@
 """Evaluation.
 
 In: models, prompts, seeds and rewards.
-Out: scores of every image, and results.
+Out: a score of every image, and results with their reports.
 """

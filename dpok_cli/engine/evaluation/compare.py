@@ -1,19 +1,20 @@
-"""Before and after: the reference and the policy drawn from the same fresh seeds, and scored."""
+"""Before and after training: the reference and the policy on the same fresh seeds, scored."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.evaluation.diversity import diversity, pixel_distance
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.seeds import FRESH_SEEDS
 from dpok_cli.rewards.combined import WeightedReward
-
-#: Fresh seeds are this far from those that training draws.
-FRESH_SEEDS = 10**9
+from dpok_cli.rewards.embedding import ImageEmbedding, image_embedding
 
 
 def compare(
@@ -25,17 +26,22 @@ def compare(
 ) -> dict[str, Any]:
     """Draw `evaluation_samples` images, spread over the prompts, before and after training.
 
-    Returns "seeds", "prompts", and as "before" and "after": the mean of the weighted sum
-    ("reward"), of each reward in it and of each that was held out, and the "diversity" of images of
-    one prompt. With a ``run`` folder this is its summary.json. Nothing is drawn for 0 samples.
+    Returns "seeds", "prompts", and as "before" and "after" the means over the images: "reward" (the
+    weighted sum), each reward in it, each of ``held_out``, and "pixel_distance" of images of one
+    prompt; with a CLIP on this machine also "diversity", and its spec as "diversity_by". With a
+    ``run`` folder this is its summary.json. Nothing is drawn for 0 samples.
     """
     each = -(-config.evaluation_samples // len(config.prompts))
     seeds = [FRESH_SEEDS + number for number in range(each)]
     summary: dict[str, Any] = {"seeds": seeds, "prompts": list(config.prompts)}
     if seeds:
-        summary["after"] = _measure(model, reward, held_out, config, seeds)
+        embedding = image_embedding(config.model, model.device, reward)
+        if embedding:
+            summary["diversity_by"] = embedding.spec
+        rewards = [reward, held_out] if held_out else [reward]
+        summary["after"] = _measure(model, rewards, embedding, config, seeds)
         with model.reference():
-            summary["before"] = _measure(model, reward, held_out, config, seeds)
+            summary["before"] = _measure(model, rewards, embedding, config, seeds)
     if run:
         run.write_summary(summary)
     return summary
@@ -43,29 +49,28 @@ def compare(
 
 def _measure(
     model: DiffusionModel,
-    reward: WeightedReward,
-    held_out: WeightedReward | None,
+    rewards: Sequence[WeightedReward],
+    embedding: ImageEmbedding | None,
     config: TrainingConfig,
     seeds: Sequence[int],
 ) -> dict[str, float]:
-    drawn = list(sample(model, config.prompts, seeds, config))
+    """Return the mean of each measure; "reward" is the weighted sum of the first of ``rewards``."""
+    drawn = list(Sampler(model, config).sample(config.prompts, seeds))
     prompts = [one.prompt for one in drawn]
     images = torch.stack([one.image for one in drawn])
     on_device = images.to(model.device)
-    scores = reward.score(on_device, prompts)
-    raw = scores.raw | (held_out.score(on_device, prompts).raw if held_out else {})
+    scores = [reward.score(on_device, prompts) for reward in rewards]
+    measures = {"reward": scores[0].total.mean().item()}
+    for each in scores:
+        measures |= {name: values.mean().item() for name, values in each.raw.items()}
     by_prompt = images.unflatten(0, (len(config.prompts), len(seeds)))
-    return {
-        "reward": scores.total.mean().item(),
-        **{name: values.mean().item() for name, values in raw.items()},
-        "diversity": sum(diversity(group) for group in by_prompt) / len(by_prompt),
-    }
+    measures["pixel_distance"] = _mean([pixel_distance(group) for group in by_prompt])
+    if embedding:
+        size = config.sample_batch_size
+        spreads = [diversity(group, embedding.embed, size) for group in by_prompt]
+        measures["diversity"] = _mean(spreads)
+    return measures
 
 
-def diversity(images: Tensor) -> float:
-    """Return the mean over pairs of the root-mean-square pixel distance, in [0, 1]; 0 for one."""
-    if len(images) < 2:
-        return 0.0
-    flat = images.flatten(1)
-    distances = torch.pdist(flat) / flat.shape[1] ** 0.5
-    return distances.mean().item()
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

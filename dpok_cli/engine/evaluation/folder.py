@@ -1,26 +1,27 @@
-"""The evaluation folder: each image and its scores, kept as they are made, to go on from."""
+"""The evaluation folder: images and scores, written batch by batch, so that drawing can resume."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
-from dpok_cli.engine.runs.folder import write_atomically
+from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 #: One image: "model", "row" (of its prompt), "seed", "scores" by reward, "kl".
 Record = dict[str, Any]
 
 
 class EvaluationFolder:
-    """settings.json, images/MODEL/ROW/SEED.png, scores.jsonl, and what is made of them."""
+    """settings.json, images/MODEL/ROW/SEED.png and scores.jsonl, and the results and reports."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,42 +37,41 @@ class EvaluationFolder:
 
     @classmethod
     def check(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
-        """Return the folder, which need not be there; writes nothing.
+        """Return the folder, which need not exist; writes nothing.
 
-        Raises InputError for a folder of anything else, naming what differs.
+        Raises InputError for a folder of anything else, and says which setting differs.
         """
         folder, settings = cls(path), json.loads(json.dumps(evaluation.settings()))
-        if folder.settings.is_file():
-            try:
-                old = json.loads(folder.settings.read_text(encoding="utf-8"))
-                assert isinstance(old, dict), "it holds no object"
-            except (OSError, ValueError, AssertionError, RecursionError) as error:
-                raise InputError(
-                    f"{folder.settings} cannot be read: {error}. Give another --output."
-                ) from error
-            for key in sorted(old.keys() | settings.keys()):
-                if old.get(key) != settings.get(key):
-                    raise InputError(
-                        f"{path} was made with other settings: {key} = {_short(old.get(key))}"
-                        f" there, {_short(settings.get(key))} now. Give another --output."
-                    )
+        if not folder.begun:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise InputError(f"{path} exists and is no evaluation. Give another --output.")
             return folder
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is there and is no evaluation: give another --output.")
+        try:
+            old = json.loads(folder.settings.read_text(encoding="utf-8"))
+            assert isinstance(old, dict), "it holds no object"
+        except (OSError, ValueError, AssertionError, RecursionError) as error:
+            raise InputError(
+                f"{folder.settings} cannot be read: {error}. Give another --output."
+            ) from error
+        for key in sorted(old.keys() | settings.keys()):
+            if old.get(key) != settings.get(key):
+                raise InputError(
+                    f"{path} was made with other settings: {key} = {_short(old.get(key))}"
+                    f" there, {_short(settings.get(key))} now. Give another --output."
+                )
         return folder
 
     @classmethod
     def open(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
-        """Make the folder, or go on in one that was made with the same settings.
+        """Make the folder, or open one that was made with the same settings.
 
         Raises InputError for a folder of anything else, or one that cannot be made.
         """
         folder = cls.check(path, evaluation)
-        if not folder.settings.is_file():
+        if not folder.begun:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                text = json.dumps(evaluation.settings(), indent=2)
-                write_atomically(folder.settings, text + "\n")
+                write_text(folder.settings, json.dumps(evaluation.settings(), indent=2) + "\n")
             except OSError as error:
                 raise InputError(
                     f"Cannot write to {path}: {error.strerror}. Give another --output."
@@ -80,9 +80,9 @@ class EvaluationFolder:
 
     @staticmethod
     def default(evaluation: Evaluation) -> Path:
-        """Return where an evaluation goes by itself: other settings, another folder.
+        """Return the folder of an evaluation that names none; it depends on the settings.
 
-        It is in the run's folder if one run is compared, else among the runs.
+        It is in the run's folder if one run is compared, else in `runs_dir`.
         """
         text = json.dumps(evaluation.settings(), sort_keys=True)
         name = f"evaluation-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
@@ -91,24 +91,40 @@ class EvaluationFolder:
             return runs[0].adapter.parent / name
         return Path(evaluation.config.runs_dir) / name
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds an evaluation."""
+        return self.settings.is_file()
+
     def image(self, model: str, place: Place) -> Path:
         return self.images / model / f"{place.row:03}" / f"{place.seed}.png"
 
-    def keep(self, records: list[Record], pictures: list[Image]) -> None:
-        """Write a batch: first its images, each whole or not at all, then its lines at once."""
+    def keep(self, records: Sequence[Record], pictures: Sequence[Image]) -> None:
+        """Write a batch: each image whole or not at all, then the batch's lines at once."""
         for record, picture in zip(records, pictures, strict=True):
             file = self.image(record["model"], Place(record["row"], record["seed"]))
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.tmp")
-            picture.save(temporary, "PNG")
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                picture.save(temporary, "PNG")
         with self.scores.open("a", encoding="utf-8") as lines:
             lines.write("".join(json.dumps(record) + "\n" for record in records))
 
-    def records(self) -> dict[tuple[str, Place], Record]:
-        """Return what was kept; a line that was cut off in the middle does not count.
+    def read(self, model: str, places: Sequence[Place]) -> Tensor:
+        """Return images (B, 3, H, W), uint8."""
+        import numpy as np
+        import torch
+        from PIL import Image
 
-        Such a line is ended, so that what comes next has a line of its own.
+        images = []
+        for place in places:
+            with Image.open(self.image(model, place)) as picture:
+                images.append(torch.from_numpy(np.array(picture.convert("RGB"))))
+        return torch.stack(images).permute(0, 3, 1, 2)
+
+    def records(self) -> dict[tuple[str, Place], Record]:
+        """Return the records of all images; a truncated last line is ignored.
+
+        Such a line is terminated, so that the next record starts on a new line.
         """
         if not self.scores.exists():
             return {}
@@ -124,7 +140,7 @@ class EvaluationFolder:
                 if self.image(record["model"], place).is_file():
                     found[record["model"], place] = record
             except (ValueError, KeyError, TypeError, RecursionError):
-                continue  # cut off; its batch is drawn again
+                continue  # truncated; its batch is drawn again
         return found
 
 

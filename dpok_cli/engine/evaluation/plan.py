@@ -1,60 +1,35 @@
-"""What an evaluation compares: models, prompts and seeds. Settled and checked without torch."""
+"""The plan of an evaluation: models, prompts, seeds and rewards, settled without torch."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from dpok_cli.config import EvaluateConfig, sampling_settings
-from dpok_cli.engine.bases.source import ADAPTER_FILE, check_adapter
-from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.config import TINY, EvaluateConfig, resolve
+from dpok_cli.engine.bases.source import check_source
+from dpok_cli.engine.evaluation.contenders import (
+    BASE,
+    Contender,
+    find_contenders,
+    shared_settings,
+)
+from dpok_cli.engine.sampling.seeds import evaluation_seeds
 from dpok_cli.errors import InputError
-from dpok_cli.prompts.unseen import Unseen, plain
+from dpok_cli.prompts.unseen import Unseen, plain, unseen_prompts
+from dpok_cli.rewards.held_out import rewards_for, unweighted
+from dpok_cli.rewards.manager import check_specs
 
-BASE = "base"
-#: Seeds are this far from those that training, its before and after, and a person count up.
-FRESH_SEEDS = 2 * 10**9
-
-# What a run's config says of the machine and the order, but not of the images' distribution.
-_FREE = {"prompts", "sample_batch_size"}
-# What settings.json leaves out: where things lie is no part of what is measured.
+# Left out of settings.json: they change no score.
 _PLACES = {"runs_dir", "device"}
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A model to compare; without an ``adapter`` it is the base."""
-
-    name: str
-    adapter: Path | None = None
-    #: The config.toml of the run that the adapter is of; empty where there is none.
-    config: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def trained_prompts(self) -> tuple[str, ...]:
-        return tuple(self.config.get("prompts", ()))
-
-    @property
-    def trained_rewards(self) -> tuple[str, ...]:
-        return tuple(self.config.get("rewards", ()))
-
-    def digest(self) -> str | None:
-        """Return the SHA-256 of the adapter's weights, None for the base."""
-        if self.adapter is None:
-            return None
-        file = self.adapter / ADAPTER_FILE if self.adapter.is_dir() else self.adapter
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """A prompt and where it belongs in the tables."""
+    """A prompt and its place in the tables."""
 
     text: str
-    group: str  # "seen" in training, "unseen", or "given" where nothing is known of the training
+    group: str  # "seen" in training, "unseen", or "given" if the training is unknown
     category: str = ""
     variant_of: str = ""  # the trained prompt that it was derived from
 
@@ -68,33 +43,34 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Which models are compared on which prompts, and how they are scored; the base comes first."""
+    """Models to compare on prompts, and rewards to score with; the base comes first."""
 
     config: EvaluateConfig
     contenders: tuple[Contender, ...]
     prompts: tuple[Prompt, ...]
     rewards: tuple[str, ...]  # specs
+    remarks: tuple[str, ...] = ()  # what was left out, and why
 
     @property
     def seeds(self) -> range:
-        first = FRESH_SEEDS + self.config.seed
-        return range(first, first + self.config.samples)
+        return evaluation_seeds(self.config.seed, self.config.samples)
 
     @property
     def total(self) -> int:
+        """Images, over all models."""
         return len(self.contenders) * len(self.prompts) * self.config.samples
 
     def batches(self) -> list[list[Place]]:
-        """Return the images of one model in the batches in which they are always drawn.
+        """Return the images of one model in batches that are always the same.
 
-        A batch is drawn whole or not at all, so that rounding does not depend on interruptions.
+        A batch is drawn whole or not at all, so rounding does not depend on interruptions.
         """
         places = [Place(row, seed) for row in range(len(self.prompts)) for seed in self.seeds]
         size = self.config.sample_batch_size
         return [places[start : start + size] for start in range(0, len(places), size)]
 
     def settings(self) -> dict[str, Any]:
-        """Return, as JSON has it, all that the scores depend on."""
+        """Return everything that the scores depend on, in JSON's types."""
         config = {key: value for key, value in asdict(self.config).items() if key not in _PLACES}
         del config["prompts"], config["rewards"]
         return {
@@ -105,62 +81,61 @@ class Evaluation:
         }
 
 
-def find_contenders(runs: Sequence[str], adapters: Sequence[str], runs_dir: str) -> list[Contender]:
-    """Find the models to compare with the base; with none named, the newest run's.
+def plan_evaluation(
+    runs: Sequence[str] = (),
+    adapters: Sequence[str] = (),
+    *,
+    unseen: bool = False,
+    extra_prompts: Sequence[str] = (),
+    **settings: Any,
+) -> Evaluation:
+    """Plan what `dpok evaluate` does: the named runs and adapters against the base.
 
-    ``runs`` are names, folders or "latest", ``adapters`` LoRA folders or files, each with an
-    optional "NAME=" before it. Raises InputError for one that is not there, or a name given twice.
+    ``settings`` are fields of `EvaluateConfig`; the rest comes from the runs, as do the prompts.
+    See `find_contenders` and `settle` for the other arguments. Raises InputError.
     """
-    found = []
-    if not runs and not adapters:
-        runs = [_newest(runs_dir)]
-    for text in runs:
-        name, path = _split(text)
-        folder = RunFolder.open(path, runs_dir)
-        found.append(
-            Contender(name or folder.path.resolve().name, folder.adapter, folder.read_config())
+    runs_dir = settings.get("runs_dir", EvaluateConfig.runs_dir)
+    tuned = find_contenders(runs, adapters, runs_dir)
+    config = resolve(EvaluateConfig, **(shared_settings(tuned, settings) | settings))
+    return settle(config, tuned, unseen=unseen, extra_prompts=extra_prompts)
+
+
+def settle(
+    config: EvaluateConfig,
+    tuned: Sequence[Contender],
+    *,
+    unseen: bool = False,
+    extra_prompts: Sequence[str] = (),
+    categories: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Settle prompts and rewards of an evaluation of the ``tuned`` models against the base.
+
+    ``unseen`` adds partners of the config's prompts, which no model was trained on;
+    ``extra_prompts`` are added after them; ``categories`` are by prompt. Raises InputError for
+    everything that can be refused without torch.
+    """
+    if not config.prompts:
+        raise InputError(
+            "The prompts that the adapter was trained on are unknown: give --prompt or --prompts."
         )
-    for text in adapters:
-        name, path = _split(text)
-        adapter = Path(path)
-        run = adapter.resolve().parent
-        config = {}
-        if adapter.name == "adapter" and (run / "config.toml").is_file():
-            name, config = name or run.name, RunFolder(run).read_config()
-        found.append(Contender(name or adapter.resolve().stem, adapter, config))
-    names = [each.name for each in found]
-    for each in found:
-        if each.name == BASE or names.count(each.name) > 1 or Path(each.name).name != each.name:
-            raise InputError(
-                f"The model name {each.name!r} is taken or no plain name: write NAME=PATH with"
-                f" another NAME ({BASE!r} is the model without an adapter)."
-            )
-        assert each.adapter is not None
-        check_adapter(each.adapter)
-    return found
-
-
-def shared_settings(contenders: Iterable[Contender], given: Iterable[str]) -> dict[str, Any]:
-    """Return the sampling settings of the contenders' runs, and all their prompts.
-
-    Raises InputError where two runs differ in one that is not among the ``given`` flags.
-    """
-    runs = [each for each in contenders if each.config]
-    if not runs:
-        return {}
-    first, *others = runs
-    shared = sampling_settings(first.config)
-    for other in others:
-        theirs = sampling_settings(other.config)
-        for key in sorted((shared.keys() | theirs.keys()) - _FREE - set(given)):
-            if shared.get(key) != theirs.get(key):
-                raise InputError(
-                    f"{first.name} and {other.name} were drawn differently: {key} ="
-                    f" {shared.get(key)!r} and {theirs.get(key)!r}. Compare runs of one kind, or"
-                    f" give --{key.replace('_', '-')}."
-                )
-    prompts = [prompt for run in runs for prompt in run.trained_prompts]
-    return shared | {"prompts": tuple(dict.fromkeys(prompts))}
+    derived = unseen_prompts(config.prompts) if unseen else {}
+    alone = [prompt for prompt, partners in derived.items() if not partners.variants]
+    if unseen and len(alone) == len(derived):
+        raise InputError(
+            f"There are no variants of {alone[0]!r}: write some to a file and give it to"
+            " --unseen-prompts-file."
+        )
+    remarks = [f"There are no variants of {prompt!r}." for prompt in alone]
+    prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories)
+    if config.rewards:
+        rewards = [unweighted(text) for text in config.rewards]
+    else:
+        trained = [text for each in tuned for text in each.trained_rewards]
+        rewards, left_out = rewards_for(config.model, [each.text for each in prompts], trained)
+        remarks += left_out
+    check_specs(rewards, tiny=config.model == TINY)
+    check_source(config.model)
+    return Evaluation(config, (Contender(BASE), *tuned), prompts, tuple(rewards), tuple(remarks))
 
 
 def arrange_prompts(
@@ -172,8 +147,8 @@ def arrange_prompts(
 ) -> tuple[Prompt, ...]:
     """Put the prompts together, each once: those ``given``, ``derived`` from them, ``unseen``.
 
-    A given prompt is "seen" if a contender was trained on it, and "unseen" if not; where nothing is
-    known of the training it is "given". ``categories`` are by prompt.
+    A given prompt is "seen" if a contender was trained on it, else "unseen"; it is "given" if the
+    training of all contenders is unknown. ``categories`` are by prompt.
     """
     trained = {plain(prompt) for each in contenders for prompt in each.trained_prompts}
     categories = categories or {}
@@ -186,32 +161,9 @@ def arrange_prompts(
     for text in given:
         group = ("seen" if plain(text) in trained else "unseen") if trained else "given"
         add(text, group, derived[text].category if text in derived else "")
-    for text, of_it in derived.items():
-        for variant in of_it.variants:
-            add(variant, "unseen", of_it.category, text)
+    for text, partners in derived.items():
+        for variant in partners.variants:
+            add(variant, "unseen", partners.category, text)
     for text in unseen:
         add(text, "seen" if plain(text) in trained else "unseen")
     return tuple(prompts.values())
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Split NAME=PATH; a path that holds "=" and is there needs no name."""
-    name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
-        return "", text
-    return name.strip(), path
-
-
-def _newest(runs_dir: str) -> str:
-    """Return the newest run that has an adapter; raises InputError if there is none."""
-    files = [
-        file
-        for file in Path(runs_dir).glob("*/config.toml")
-        if (file.parent / "adapter" / ADAPTER_FILE).is_file()
-    ]
-    if not files:
-        raise InputError(
-            f"There is no run with an adapter in {runs_dir}. Train one with dpok train-rl, or name"
-            " what to evaluate with --run or --adapter."
-        )
-    return str(max(files, key=lambda file: file.stat().st_mtime).parent)

@@ -1,33 +1,28 @@
-"""From the scores of every image to results.json: means, changes, wins, spread, warnings."""
+"""From the scores of all images to results.json: means, differences, win rates and spreads."""
 
 from __future__ import annotations
 
 import csv
 import io
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from dpok_cli.engine.evaluation.contenders import BASE
+from dpok_cli.engine.evaluation.diversity import diversity, pixel_distance
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
-from dpok_cli.engine.evaluation.plan import BASE, Evaluation, Place
-from dpok_cli.engine.evaluation.statistics import (
-    Array,
-    PairDistance,
-    bootstrap_weights,
-    interval,
-    wins,
-)
+from dpok_cli.engine.evaluation.hacking import hacking_warnings
+from dpok_cli.engine.evaluation.plan import Evaluation, Place
+from dpok_cli.engine.evaluation.statistics import Array, bootstrap_weights, interval, wins
 from dpok_cli.errors import DpokError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.embedding import ImageEmbedding
 from dpok_cli.rewards.held_out import same_reward
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Results = dict[str, Any]
 Row = dict[str, Any]
@@ -38,7 +33,7 @@ COLUMNS = (
     " difference_high win_rate win_low win_high"
 ).split()
 
-# Of the config: what has a key of its own, and where things lie.
+# Fields of the config that have a key of their own in results.json, or change no result.
 _ELSEWHERE = {"prompts", "rewards", "device", "runs_dir"}
 _PACKAGES = "torch diffusers transformers peft accelerate numpy pillow".split()
 
@@ -47,34 +42,18 @@ def summarise(
     evaluation: Evaluation,
     reward: WeightedReward,
     folder: EvaluationFolder,
-    embedding: tuple[str, Callable[[Tensor], Tensor]] | None = None,
-    remarks: Sequence[str] = (),
+    embedding: ImageEmbedding | None = None,
 ) -> Results:
-    """Return results.json (docs/evaluation.md has its keys) of an evaluation that is complete.
+    """Return results.json (docs/evaluation.md lists its keys) of a complete evaluation.
 
-    ``embedding`` is CLIP's name and its map from images to unit vectors; without one the diversity
-    is of pixels. ``remarks`` are passed on. The same folder gives the same results.
+    Without an ``embedding`` there is no diversity. The same folder gives the same results. Raises
+    DpokError if images are missing.
     """
     names = [each.name for each in evaluation.contenders]
-    rewards = [
-        {
-            "name": key,
-            "spec": spec,
-            "higher_is_better": part.higher_is_better,
-            # What came in only because another model was trained on it, as a JPEG's size may,
-            # is no sign of quality.
-            "witness": bool(evaluation.config.rewards) or _reads_weights(part),
-            "trained_by": [
-                each.name
-                for each in evaluation.contenders
-                if each.trained_rewards and same_reward(spec, each.trained_rewards)
-            ],
-        }
-        for (key, (part, _)), spec in zip(reward.rewards.items(), evaluation.rewards, strict=True)
-    ]
+    rewards = _rewards(evaluation, reward)
     scores = _scores(evaluation, folder)
+    rows = list(_rows(evaluation, rewards, scores, _spreads(evaluation, folder, embedding)))
     config = asdict(evaluation.config)
-    rows = list(_rows(evaluation, rewards, scores, _diversities(evaluation, folder, embedding)))
     return {
         "versions": _versions(),
         "settings": {key: config[key] for key in sorted(config.keys() - _ELSEWHERE)},
@@ -90,16 +69,16 @@ def summarise(
             for each in evaluation.contenders
         ],
         "rewards": rewards,
-        "diversity": embedding[0] if embedding else "pixels",
+        "diversity": embedding.spec if embedding else None,
         "prompts": [asdict(prompt) for prompt in evaluation.prompts],
         "rows": rows,
-        "warnings": warnings(rows, rewards, names),
-        "remarks": list(remarks),
+        "warnings": hacking_warnings(rows, rewards, names),
+        "remarks": list(evaluation.remarks),
     }
 
 
 def to_csv(results: Results) -> str:
-    """Return the rows as CSV; what a row has not is empty."""
+    """Return the rows as CSV; None is an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -107,63 +86,37 @@ def to_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def warnings(rows: Sequence[Row], rewards: Sequence[dict[str, Any]], models: Sequence[str]) -> list:
-    """Say where a held-out score falls while one that was trained on rises.
-
-    Each counts if the 95 % interval of its difference to the base leaves 0 out, over the prompts of
-    one group. A model whose training is not known gets no warning. Held out are the rewards that
-    read weights and those that were asked for.
-    """
-    found = []
-    for model in models:
-        for group in dict.fromkeys(row["group"] for row in rows):
-            rising, falling = [], []
-            for reward in rewards:
-                (row,) = (
-                    row
-                    for row in rows
-                    if (row["model"], row["scope"], row["group"], row["measure"])
-                    == (model, "group", group, reward["name"])
-                )
-                if row["difference"] is None:
-                    continue
-                low, high = row["difference_low"], row["difference_high"]
-                if not reward["higher_is_better"]:
-                    low, high = -high, -low
-                if model in reward["trained_by"] and low > 0:
-                    rising.append(row)
-                elif model not in reward["trained_by"] and reward["witness"] and high < 0:
-                    falling.append(row)
-            if rising and falling:
-                found.append(
-                    {
-                        "kind": "possible reward hacking",
-                        "model": model,
-                        "group": group,
-                        "falling": [row["measure"] for row in falling],
-                        "text": (
-                            f"Possible reward hacking by {model} on {group} prompts:"
-                            f" {_changes(falling)}, held out, while {_changes(rising)}, trained on."
-                        ),
-                    }
-                )
-    return found
+def _rewards(evaluation: Evaluation, reward: WeightedReward) -> list[dict[str, Any]]:
+    """Describe each reward, and say which models were trained on it."""
+    return [
+        {
+            "name": key,
+            "spec": spec,
+            "higher_is_better": part.higher_is_better,
+            # A reward that is there only because another model was trained on it, as a JPEG's size
+            # may be, says nothing about quality.
+            "witness": bool(evaluation.config.rewards) or _reads_weights(part),
+            "trained_by": [
+                each.name
+                for each in evaluation.contenders
+                if each.trained_rewards and same_reward(spec, each.trained_rewards)
+            ],
+        }
+        for (key, (part, _)), spec in zip(reward.rewards.items(), evaluation.rewards, strict=True)
+    ]
 
 
 def _reads_weights(reward: RewardModel) -> bool:
     return type(reward).files is not RewardModel.files
 
 
-def _changes(rows: Sequence[Row]) -> str:
-    return " and ".join(f"{row['measure']} changes by {row['difference']:+.3g}" for row in rows)
-
-
 def _rows(
     evaluation: Evaluation,
     rewards: Sequence[dict[str, Any]],
     scores: dict[tuple[str, str], Array],
-    diversities: dict[str, list[float]],
+    spreads: dict[str, dict[str, list[float]]],
 ) -> Iterator[Row]:
+    """Yield every row; ``scores`` are (prompts, seeds), ``spreads`` one value a prompt."""
     config = evaluation.config
     weights = bootstrap_weights(config.samples, config.resamples, config.seed)
     signs = {each["name"]: 1 if each["higher_is_better"] else -1 for each in rewards}
@@ -184,17 +137,18 @@ def _rows(
             if contender.name != BASE and (contender.name, "kl") in scores:
                 values = scores[contender.name, "kl"][chosen]
                 yield head | _row("kl", values, None, 1, weights, contender.name)
-            spread = float(np.mean([diversities[contender.name][row] for row in chosen]))
-            yield head | _empty("diversity", config.samples * len(chosen)) | {"mean": spread}
+            for measure, by_model in spreads.items():
+                spread = float(np.mean([by_model[contender.name][row] for row in chosen]))
+                yield head | _empty(measure, config.samples * len(chosen)) | {"mean": spread}
 
 
 def _row(
     measure: str, values: Array, base: Array | None, sign: int, weights: Array, model: str
 ) -> Row:
-    """Measure values (P, N) of P prompts and N seeds, against the base's of the same.
+    """Summarise values (P, N) of P prompts and N seeds, against the base's of the same.
 
-    The prompts are taken as they are and the seeds as drawn at random. Images of one seed belong
-    together, so it is each seed's mean over the prompts that the bootstrap draws.
+    Prompts are fixed and seeds random. Images of one seed are correlated, so the bootstrap
+    resamples each seed's mean over the prompts.
     """
     row = _empty(measure, values.size)
     row["mean"], (row["low"], row["high"]) = values.mean(), interval(values.mean(0), weights)
@@ -219,7 +173,7 @@ def _number(value: Any) -> Any:
 
 
 def _scopes(evaluation: Evaluation) -> Iterator[tuple[str, str, str, list[int]]]:
-    """Yield each table's scope, group and category and the rows of its prompts."""
+    """Yield each table's scope, group and category, and the rows of its prompts."""
     prompts = evaluation.prompts
     groups = list(dict.fromkeys(prompt.group for prompt in prompts))
     for group in groups:
@@ -256,44 +210,27 @@ def _scores(evaluation: Evaluation, folder: EvaluationFolder) -> dict[tuple[str,
     return table
 
 
-def _diversities(
-    evaluation: Evaluation,
-    folder: EvaluationFolder,
-    embedding: tuple[str, Callable[[Tensor], Tensor]] | None,
-) -> dict[str, list[float]]:
-    """Return by model, for each prompt, how far apart its images are.
+def _spreads(
+    evaluation: Evaluation, folder: EvaluationFolder, embedding: ImageEmbedding | None
+) -> dict[str, dict[str, list[float]]]:
+    """Return, by measure and model, how different the images of each prompt are.
 
-    With an embedding that is the mean cosine distance of two images (0 to 2); without, the root of
-    the mean squared difference of two images' pixels (0 to 1). Images are read back batch by batch.
+    Images are read back prompt by prompt.
     """
-    size = evaluation.config.sample_batch_size
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, list[float]]] = {"pixel_distance": {}}
+    if embedding:
+        found["diversity"] = {}
     for contender in evaluation.contenders:
         for row in range(len(evaluation.prompts)):
-            pairs, numbers = PairDistance(), 1
-            for start in range(0, len(evaluation.seeds), size):
-                images = _read(
-                    folder, contender.name, [Place(row, s) for s in evaluation.seeds[start:][:size]]
-                )
-                numbers = images[0].numel()
-                vectors = embedding[1](images) if embedding else images
-                pairs.add(vectors.flatten(1).cpu().numpy())
-            squared = pairs.mean()
-            distance = squared / 2 if embedding else (squared / numbers) ** 0.5
-            found.setdefault(contender.name, []).append(distance)
+            places = [Place(row, seed) for seed in evaluation.seeds]
+            images = folder.read(contender.name, places)
+            spreads = {"pixel_distance": pixel_distance(images)}
+            if embedding:
+                size = evaluation.config.sample_batch_size
+                spreads["diversity"] = diversity(images, embedding.embed, size)
+            for measure, value in spreads.items():
+                found[measure].setdefault(contender.name, []).append(value)
     return found
-
-
-def _read(folder: EvaluationFolder, model: str, places: Sequence[Place]) -> Tensor:
-    """Read images back as (B, 3, H, W) in [0, 1]."""
-    import torch
-    from PIL import Image
-
-    images = []
-    for place in places:
-        with Image.open(folder.image(model, place)) as picture:
-            images.append(torch.from_numpy(np.array(picture.convert("RGB"))))
-    return torch.stack(images).permute(0, 3, 1, 2) / 255
 
 
 def _versions() -> dict[str, str]:

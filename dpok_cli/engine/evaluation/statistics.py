@@ -1,4 +1,4 @@
-"""What scores tell, as pure functions: intervals of means, wins, spread, agreement."""
+"""Statistics of scores: intervals of means, wins, distances of pairs, agreement of raters."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-#: Intervals hold the true mean this often.
+#: The share of intervals that contain the true mean.
 CONFIDENCE = 0.95
 
 
 def bootstrap_weights(n: int, resamples: int, seed: int) -> Array:
     """Draw ``resamples`` bootstrap samples of ``n`` values, as weights that sum to 1: (R, n).
 
-    A row says how often each value was drawn, over n. One set of weights does for all values that
-    were measured on the same n seeds.
+    A row is how often each value was drawn, divided by n. The same weights serve for all values
+    that were measured on the same n seeds.
     """
     random = np.random.default_rng(seed)
     return random.multinomial(n, np.full(n, 1 / n), size=resamples) / n
@@ -28,9 +28,9 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
     """Return the ends of the 95 % bootstrap interval of the mean of values (..., n): (...) twice.
 
     ``weights`` are those of ``bootstrap_weights``. The interval is BCa (Efron 1987, "Better
-    Bootstrap Confidence Intervals", JASA 82), which allows for skewed values, widened for small n
-    as Hesterberg 2015 (arXiv 1411.5279, Sec. 5.3) does: the normal quantile is replaced by
-    sqrt(n / (n - 1)) times Student's. Where all n values are equal both ends are that value.
+    Bootstrap Confidence Intervals", JASA 82), which corrects for skewed values, widened for small n
+    as in Hesterberg 2015 (arXiv 1411.5279, Sec. 5.3): sqrt(n / (n - 1)) times Student's quantile
+    replaces the normal one. If all n values are equal, both ends are that value.
     """
     values = np.asarray(values, dtype=np.float64)
     n = values.shape[-1]
@@ -38,10 +38,10 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
     if n < 2:
         return mean.copy(), mean.copy()
     centred = values - mean[..., None]
-    means = centred @ weights.T  # (..., R): of the bootstrap samples, less the mean
+    means = centred @ weights.T  # (..., R): of the bootstrap samples, minus the mean
     normal = NormalDist()
     quantile = (n / (n - 1)) ** 0.5 * student_quantile((1 + CONFIDENCE) / 2, n - 1)
-    # Half of the ties, which 0/1 scores have many of; never 0 or 1, which have no quantile.
+    # Half of the ties count, of which 0/1 scores have many; 0 and 1 have no quantile.
     tiny = 1e-12 * (np.abs(values).max(-1, keepdims=True) + 1e-300)
     below = (means < -tiny).mean(-1) + 0.5 * (np.abs(means) <= tiny).mean(-1)
     edge = 1 / (2 * means.shape[-1])
@@ -54,14 +54,14 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
         shifted = bias + sign * quantile
         level = _each(normal.cdf, bias + shifted / np.maximum(1 - skew * shifted, 1e-3))
         end = mean + _quantile(means, level)
-        ends.append(end.clip(values.min(-1), values.max(-1)))  # against rounding beyond them
+        ends.append(end.clip(values.min(-1), values.max(-1)))  # rounding may exceed them
     low, high = ends
     equal = np.ptp(values, axis=-1) == 0
     return np.where(equal, values[..., 0], low), np.where(equal, values[..., 0], high)
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """Return the quantile of Student's t, to a thousandth from 5 degrees of freedom on.
+    """Return the quantile of Student's t; for 5 degrees of freedom or more the error is < 0.003.
 
     The expansion in 1 / ``freedom`` of Abramowitz & Stegun 1964, 26.7.5.
     """
@@ -75,15 +75,15 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def wins(values: Array, base: Array) -> Array:
-    """Return 1 where a value beats the base's of the same seed, 0 where not, 0.5 where they tie."""
+    """Return 1 where a value exceeds the base's of the same seed, 0.5 for a tie, else 0."""
     return (np.sign(np.asarray(values) - np.asarray(base)) + 1) / 2
 
 
 class PairDistance:
-    """The mean squared distance over all pairs of vectors, from their sums alone.
+    """The mean squared distance over all pairs of vectors, from running sums.
 
     Over the n (n - 1) / 2 pairs the mean of |x_i - x_j|^2 is
-    2 / (n - 1) * (sum of |x_i|^2  -  |sum of x_i|^2 / n), so no vector has to be kept. For unit
+    2 / (n - 1) * (sum of |x_i|^2  -  |sum of x_i|^2 / n), so no vector is kept. For unit
     vectors half of it is the mean cosine distance.
     """
 
@@ -93,11 +93,11 @@ class PairDistance:
         self.sum: Array | float = 0.0
 
     def add(self, vectors: Array) -> None:
-        """Take in vectors (B, D)."""
+        """Add vectors (B, D)."""
         vectors = np.asarray(vectors, dtype=np.float64)
         if self.first is None:
             self.first = vectors[0].copy()
-        apart = vectors - self.first  # near the origin the two terms do not cancel
+        apart = vectors - self.first  # near the origin, so that the two terms do not cancel
         self.n += len(vectors)
         self.sum = self.sum + apart.sum(0)
         self.squares += float((apart**2).sum())
@@ -111,12 +111,12 @@ class PairDistance:
 
 
 def agreement(counts: Sequence[Sequence[int]]) -> tuple[float | None, float | None]:
-    """Return how often two raters of an item agree, in [0, 1], and Fleiss' kappa.
+    """Return the share of pairs of raters of an item who agree, in [0, 1], and Fleiss' kappa.
 
-    ``counts`` (items, choices) says how many raters chose what. Items with one rater say nothing
-    of agreement; where there are only such, both are None. Kappa (Fleiss 1971, "Measuring nominal
-    scale agreement among many raters") is 1 for full agreement and 0 for what chance gives; it is
-    None where only one choice was ever made. Items may have different numbers of raters.
+    ``counts`` (items, choices) is how many raters chose what. Items with one rater are ignored; if
+    there are no others, both are None. Kappa (Fleiss 1971, "Measuring nominal
+    scale agreement among many raters") is 1 for full agreement and 0 for agreement by chance; it
+    is None if only one choice was ever made. Items may have different numbers of raters.
     """
     table = np.array([row for row in counts if sum(row) >= 2], dtype=np.float64)
     if not len(table):
@@ -130,7 +130,7 @@ def agreement(counts: Sequence[Sequence[int]]) -> tuple[float | None, float | No
 
 
 def _quantile(rows: Array, level: Array) -> Array:
-    """Return from each row of (..., R) the quantile at its own ``level`` (...)."""
+    """Return the quantile of each row of (..., R) at its own ``level`` (...)."""
     ordered = np.sort(rows, axis=-1)
     place = level * (ordered.shape[-1] - 1)
     under = np.floor(place).astype(int)

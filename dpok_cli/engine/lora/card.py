@@ -3,8 +3,8 @@
 import json
 
 from dpok_cli import __version__
-from dpok_cli.config import TrainingConfig, TrainSFTConfig, to_toml
-from dpok_cli.engine.bases.source import ADAPTER_FILE, locate
+from dpok_cli.config import TrainingConfig, to_toml
+from dpok_cli.engine.lora.files import ADAPTER_FILE
 
 CARD = """\
 ---
@@ -46,16 +46,20 @@ image = pipe(
 """
 
 
-def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool) -> str:
-    """Return the card (Markdown) of an adapter that ``samples`` images went into so far."""
+def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool, source: str) -> str:
+    """Return the card (Markdown) of an adapter that was trained on ``samples`` images so far.
+
+    ``source`` is what ``from_pretrained`` takes for the base model, and ``clip_sample`` whether its
+    scheduler clips x_0.
+    """
     return CARD.format(
         base=config.model,
-        source=locate(config.model),
+        source=source,
         prompt=json.dumps(config.prompts[0], ensure_ascii=False),
         prompts="\n".join(f"- {prompt}" for prompt in config.prompts),
         rewards=", ".join(f"`{spec}`" for spec in config.rewards),
         samples=samples,
-        method=_method(config),
+        method=config.method,
         version=__version__,
         clip_sample=clip_sample,
         file=ADAPTER_FILE,
@@ -64,10 +68,3 @@ def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool) -> str
         eta=config.eta,
         settings=to_toml(config),
     )
-
-
-def _method(config: TrainingConfig) -> str:
-    if isinstance(config, TrainSFTConfig):
-        form = f"{config.kl_form.upper()}, gamma {config.gamma:g}"
-        return f"reward-weighted supervised fine-tuning (arXiv 2305.16381, Sec. 4.3, {form})"
-    return "online RL (DPOK, arXiv 2305.16381)"

@@ -1,52 +1,92 @@
-"""How much better than expected: advantages from rewards."""
+"""Advantages: how much better an action was than its baseline."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
-from torch import Tensor, nn
+from torch import Tensor
+
+from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.rl.buffer import Buffer
+from dpok_cli.engine.rl.rollout import Transitions
 
 
-class PromptAdvantages:
-    """How far rewards are above what was expected, in units of their prompt's spread so far.
+class RewardAdvantage:
+    """The reward itself, without a baseline (DPOK's Eq. 9); a base for the others."""
 
-    The spread is the root mean square of r - b(x_T) over all rounds of a prompt. That of the round
-    alone would shrink with the differences, and what little still tells apart pictures that are all
-    right would be learned at full strength.
+    def of_round(
+        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+    ) -> Tensor:
+        """Return the advantages of a round's samples, (M,), from their ``rewards`` (M,).
+
+        Sample i was drawn for ``prompts[i]``, from the x_T of ``start_seeds[i]``.
+        """
+        return rewards
+
+    def of_transitions(self, batch: Transitions, texts: Conditioning, timesteps: Tensor) -> Tensor:
+        """Return the advantages (B,) of a batch in an update."""
+        return batch.advantage
+
+    def fit(self, buffer: Buffer, seed: int) -> dict[str, float]:
+        """Learn the baseline from the buffer, if it is learned; returns what was measured."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class PromptAdvantage(RewardAdvantage):
+    """The residual to a baseline of the prompt and x_T, in units of its running RMS.
+
+    The running RMS is that of the residuals r - b(x_T) over all rounds of a prompt. The RMS of one
+    round would shrink with the differences, and what little still tells right pictures apart would
+    be learned at full strength.
     """
 
     def __init__(self) -> None:
-        #: By prompt: the sum of (r - b)^2 so far, and of how many samples.
+        #: By prompt: the sum of squared residuals so far, and how many samples it is over.
         self.squares: dict[str, list[float]] = {}
 
-    def of_round(self, rewards: Tensor, prompts: Sequence[str], starts: Sequence[int]) -> Tensor:
-        """Return the advantages of a round's samples, and count their gaps among those so far.
+    def of_round(
+        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+    ) -> Tensor:
+        """Return the advantages, float32 (M,), and add their residuals to the running RMS.
 
-        ``rewards`` is (B,), one a sample of ``prompts`` that began with the x_T of seed ``starts``;
-        so is the result, float32. A prompt with a single sample is compared with all samples
-        instead, whose gaps are then counted as its own; where all rewards are equal the advantage
-        is 0.
+        A prompt with a single sample is compared with all samples of the round instead, and their
+        residuals count as its own. Where all rewards are equal the advantage is 0.
         """
         advantages = torch.empty_like(rewards)
-        start = torch.tensor(starts, device=rewards.device)
+        starts = torch.tensor(start_seeds, device=rewards.device)
         for prompt in dict.fromkeys(prompts):
             own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
             compared = own if own.sum() > 1 else torch.ones_like(own)
-            gap = above_expected(rewards[compared], start[compared])
+            residual = residuals(rewards[compared], starts[compared])
             squares, count = self.squares.get(prompt, (0.0, 0))
-            squares, count = squares + gap.square().sum().item(), count + len(gap)
+            squares, count = squares + residual.square().sum().item(), count + len(residual)
             self.squares[prompt] = [squares, count]
-            advantages[own] = gap[own[compared]] / ((squares / count) ** 0.5 + 1e-6)
+            advantages[own] = residual[own[compared]] / ((squares / count) ** 0.5 + 1e-6)
         return advantages
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"squares": self.squares}
 
-def above_expected(rewards: Tensor, starts: Tensor) -> Tensor:
-    """Return r - b(x_T), (B,), for samples (B,) of one prompt with equal ``starts`` for equal x_T.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.squares = state["squares"]
 
-    What x_T alone brings is no action's merit. b is the mean of all, moved to the mean of those
-    from the same x_T by 1 - 1/F (0 at least), where F is the variance ratio of the one-way analysis
-    of variance by x_T: all the way where x_T settles the reward, not at all where groups differ no
-    more than by chance (an empirical Bayes estimate, as James and Stein's).
+
+def residuals(rewards: Tensor, starts: Tensor) -> Tensor:
+    """Return r - b(x_T), (B,), for samples of one prompt; equal ``starts`` (B,) mean equal x_T.
+
+    x_T is not chosen by the policy, yet explains much of the reward's variance. The baseline b is
+    the mean of all samples, moved towards the mean of those with the same x_T by the factor
+    1 - 1/F (at least 0), where F is the variance ratio of the one-way analysis of variance by x_T:
+    all the way where x_T decides the reward, not at all where groups differ no more than by chance
+    (an empirical Bayes estimate, as James and Stein's).
     """
     same = starts[:, None] == starts  # (B, B)
     # Means of differences, which are 0 without rounding where all are equal.
@@ -58,35 +98,3 @@ def above_expected(rewards: Tensor, starts: Tensor) -> Tensor:
     chance = within.square().sum() / (len(starts) - groups)
     spread = between.square().sum() / (groups - 1)
     return total - (1 - chance / (spread + 1e-12)).clamp(min=0) * between
-
-
-class ValueFunction(nn.Module):
-    """V(x_t, z, t): the reward to expect from a latent, its prompt and its timestep (App. A.5).
-
-    A small network of its own for any latent size: the latent is convolved and pooled to 4 x 4.
-    """
-
-    def __init__(self, latent_channels: int, prompt_width: int, width: int = 256):
-        super().__init__()
-        self.width = width
-        self.latent = nn.Sequential(
-            nn.Conv2d(latent_channels, 32, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(64 * 16, width),
-        )
-        self.prompt = nn.Linear(prompt_width, width)
-        self.time = nn.Linear(width, width)
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
-        )
-
-    def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> Tensor:
-        """Return (B,) from latents (B, C, H, W), embeddings (B, L, D) and timesteps (B,)."""
-        time = get_timestep_embedding(timesteps, self.width)
-        prompt = prompt_embeds.float().mean(dim=1)
-        hidden = self.latent(latents) + self.prompt(prompt) + self.time(time)
-        return self.head(hidden).squeeze(1)

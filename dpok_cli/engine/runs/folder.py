@@ -1,21 +1,23 @@
-"""The run folder: what a run was asked, what it measured and what it made."""
+"""The run folder: the settings, metrics, checkpoints and results of a training."""
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from dpok_cli import __version__
 from dpok_cli.config import TrainingConfig, to_toml
+from dpok_cli.engine.runs.files import write_text
 from dpok_cli.errors import InputError
 
 
 class RunFolder:
-    """``runs/NAME``: config.toml, metrics.jsonl, summary.json and the folders below."""
+    """``runs/NAME``: run.json, config.toml, metrics.jsonl, summary.json and the folders below."""
 
     def __init__(self, path: Path):
         self.path = path
+        self.record = path / "run.json"  # which command and version made the run
         self.config = path / "config.toml"
         self.metrics = path / "metrics.jsonl"
         self.summary = path / "summary.json"
@@ -26,31 +28,35 @@ class RunFolder:
 
     @staticmethod
     def check_free(config: TrainingConfig) -> None:
-        """Raise InputError if the config names a run folder that is there and not empty."""
+        """Raise InputError if the config names a run folder that exists and is not empty."""
         path = Path(config.runs_dir) / config.name
         if config.name and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} is there already. Give --name another name, or remove it.")
+            raise InputError(f"{path} already exists. Give --name another name, or remove it.")
 
     @classmethod
-    def create(cls, config: TrainingConfig, command: str) -> "RunFolder":
-        """Make the folder and write the resolved config; a run without a name gets the date's.
+    def create(cls, config: TrainingConfig) -> "RunFolder":
+        """Make the folder, with run.json and config.toml; a run without a name gets a dated one.
 
-        Raises InputError if it is there already, or cannot be made.
+        Raises InputError if it exists already, or cannot be made.
         """
         cls.check_free(config)
         try:
-            path = _make(Path(config.runs_dir), config.name or f"{_now()}-{command}", config.name)
+            path = _make(
+                Path(config.runs_dir), config.name or f"{_now()}-{config.command}", config.name
+            )
         except OSError as error:
             raise InputError(
                 f"Cannot make a run folder in {config.runs_dir}: {error.strerror}. Give another"
                 " --runs-dir."
             ) from error
         run = cls(path)
-        write_atomically(run.config, to_toml(config))
+        made = {"command": config.command, "dpok": __version__}
+        write_text(run.record, json.dumps(made) + "\n")
+        write_text(run.config, to_toml(config))
         return run
 
     def remove_if_unused(self) -> None:
-        """Remove the folder of a run that ended before it made anything."""
+        """Remove the folder of a run that ended before it wrote any result."""
         if self.metrics.exists() or self.has_checkpoints() or any(self.path.rglob("*.png")):
             return
         shutil.rmtree(self.path)
@@ -71,7 +77,7 @@ class RunFolder:
         raise InputError(f"There is no run {run} (no config.toml in it), nor one in {runs_dir}.")
 
     def has_checkpoints(self) -> bool:
-        """Whether there is something to go on from; needs no torch, as `checkpoint` does."""
+        """Whether there is something to resume from; unlike `checkpoint`, this needs no torch."""
         return any(self.checkpoints.glob("[0-9]*"))
 
     def append(self, metrics: dict[str, float]) -> None:
@@ -80,7 +86,7 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        """Return the lines of metrics.jsonl; a last one that was cut off does not count.
+        """Return the records of metrics.jsonl, without a last line that was cut off.
 
         Raises InputError for a line that is no record.
         """
@@ -99,10 +105,25 @@ class RunFolder:
         return records
 
     def cut(self, number: int) -> None:
-        """Drop the metrics of all that came after round (or step) ``number``."""
+        """Remove the metrics of all rounds (or steps) after ``number``."""
         if self.metrics.exists():
             kept = [record for record in self.history() if number_of(record) <= number]
-            write_atomically(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+            write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+
+    def command(self) -> str:
+        """Return the command that made the run, as train-rl.
+
+        Raises InputError for a run of an older dpok, which has no run.json, or a damaged one.
+        """
+        try:
+            return str(json.loads(self.record.read_text(encoding="utf-8"))["command"])
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{self.path} has no {self.record.name}, so an older dpok made it: it can be"
+                " sampled and evaluated, but not resumed."
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"{self.record} cannot be read: {error}.") from error
 
     def read_config(self) -> dict[str, Any]:
         """Return config.toml."""
@@ -114,19 +135,12 @@ class RunFolder:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_atomically(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
 
 
 def number_of(record: dict[str, float]) -> float:
     """Return which round (RL) or step (SFT) a line of metrics.jsonl is of."""
     return record["step"] if "step" in record else record["round"]
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def _now() -> str:

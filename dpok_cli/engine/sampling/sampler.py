@@ -1,20 +1,29 @@
-"""Prompts and seeds to images."""
+"""The sampler: prompts and seeds to denoising steps, latents and images.
 
-from collections.abc import Iterator, Sequence
+Rollouts, sample grids, image sets and evaluations all draw here.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.engine.rl.rollout import denoise
-from dpok_cli.engine.sampling.step import Denoising
-from dpok_cli.rewards.images import to_pil as to_pil
+from dpok_cli.engine.sampling.step import Denoising, Gaussian
+from dpok_cli.errors import NotFiniteError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step of B samples: a state, and the action that the policy took there."""
+
+    latents: Tensor  # (B, C, H, W), float32: x_t
+    policy: Gaussian  # the distribution over x_{t-1}
+    next_latents: Tensor  # (B, C, H, W), float32: x_{t-1}, drawn from it
 
 
 @dataclass(frozen=True)
@@ -26,43 +35,105 @@ class Sample:
     image: Tensor  # (3, H, W), float32 in [0, 1], on the CPU
 
 
-@torch.no_grad()
-def sample(
-    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], config: SamplingConfig
-) -> Iterator[Sample]:
-    """Draw an image for each prompt and seed, prompt by prompt.
+class Sampler:
+    """Draws from a model with one set of sampler settings."""
 
-    An image depends on its prompt, its seed and the settings, not on the batch it is drawn in.
-    """
-    denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta, model.device)
-    wanted = [(row, seed) for row in range(len(prompts)) for seed in seeds]
-    conditioning = model.encode(prompts, config.negative_prompt)
-    for start in range(0, len(wanted), config.sample_batch_size):
-        chunk = wanted[start : start + config.sample_batch_size]
-        rows = [row for row, _ in chunk]
-        *_, last = denoise(
-            model, denoising, conditioning[rows], [seed for _, seed in chunk], config.guidance_scale
+    def __init__(
+        self,
+        model: DiffusionModel,
+        config: SamplingConfig,
+        denoiser: Denoiser | None = None,
+        autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ):
+        """Take the settings of ``config``: steps, eta, guidance, batch size and negative prompt.
+
+        ``denoiser`` is called in place of the model's own, in the context of ``autocast``.
+        """
+        self.model, self.config = model, config
+        self.denoiser = denoiser or model.denoiser
+        self.autocast = autocast
+        self.denoising = Denoising.of(
+            model.scheduler, config.num_inference_steps, config.eta, model.device
         )
-        for (row, seed), image in zip(chunk, model.decode(last.latents).cpu(), strict=True):
-            yield Sample(prompts[row], seed, image)
 
+    # ------------------------------------------------------------------------------------- one step
 
-def grid(images: Sequence[Tensor], columns: int) -> "Image":
-    """Lay images (3, H, W) of one size out in rows of ``columns``, with gaps between them.
+    def policy(self, latents: Tensor, step: Tensor, conditioning: Conditioning) -> Gaussian:
+        """Return the model's distribution over x_{t-1}, from ``latents`` x_t (B, C, H, W).
 
-    Images under 192 pixels are enlarged by a whole factor, so that a person sees their pixels.
-    """
-    from PIL import Image
+        ``step``, long (B,), says which of the K denoising steps each row is at.
+        """
+        timesteps = self.denoising.timesteps[step]
+        with self.autocast():
+            output = self.denoiser(latents, timesteps, conditioning, self.config.guidance_scale)
+        return self.denoising.distribution(output, latents, step)
 
-    pictures = [to_pil(image) for image in images]
-    factor = max(1, 192 // max(pictures[0].size))
-    width, height = (factor * side for side in pictures[0].size)
-    gap = 2 * factor
-    rows = -(-len(pictures) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
-    for place, picture in enumerate(pictures):
-        row, column = divmod(place, columns)
-        enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
-    return sheet
+    @torch.no_grad()
+    def reference(self, latents: Tensor, step: Tensor, conditioning: Conditioning) -> Gaussian:
+        """Return what `policy` would without the adapter; takes no gradients."""
+        with self.model.reference():
+            return self.policy(latents, step, conditioning)
+
+    # ------------------------------------------------------------------------------- whole samples
+
+    def steps(
+        self,
+        conditioning: Conditioning,
+        seeds: Sequence[int],
+        start_seeds: Sequence[int] | None = None,
+    ) -> Iterator[Step]:
+        """Draw one sample a seed, yielding each of its K denoising steps.
+
+        Every sample has its own generator, so it does not depend on the batch it is drawn in; its
+        noise comes in the order of ``StableDiffusionPipeline`` given one CPU generator a sample.
+        With ``start_seeds`` a sample takes x_T from another seed, and all other noise from its own.
+        """
+        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        latents = self._noise(own)  # with start_seeds too, so that the steps' noise is the seed's
+        if start_seeds is not None:
+            latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])
+        for index, std in enumerate(self.denoising.std.tolist()):
+            step = torch.full((len(latents),), index, device=latents.device)
+            policy = self.policy(latents, step, conditioning)
+            drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean
+            yield Step(latents, policy, drawn)
+            latents = drawn
+
+    @torch.no_grad()
+    def latents(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
+        """Draw one sample a seed; returns x_0, float32 (B, C, H, W)."""
+        *_, last = self.steps(conditioning, seeds)
+        return last.next_latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), float32 in [0, 1], of latents (B, C, h, w).
+
+        Raises NotFiniteError if a value is NaN or infinite.
+        """
+        images = self.model.decode(latents)
+        if not images.isfinite().all():
+            raise NotFiniteError(
+                "The images are not finite. Use --precision fp32, or train with a lower"
+                " --learning-rate."
+            )
+        return images
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Sample]:
+        """Draw an image for each prompt and seed, prompt by prompt.
+
+        An image depends on its prompt, its seed and the settings, not on its batch.
+        """
+        wanted = [(row, seed) for row in range(len(prompts)) for seed in seeds]
+        conditioning = self.model.encode(prompts, self.config.negative_prompt)
+        for start in range(0, len(wanted), self.config.sample_batch_size):
+            batch = wanted[start : start + self.config.sample_batch_size]
+            latents = self.latents(conditioning[[row for row, _ in batch]], [s for _, s in batch])
+            for (row, seed), image in zip(batch, self.decode(latents).cpu(), strict=True):
+                yield Sample(prompts[row], seed, image)
+
+    def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw one (C, H, W) of each generator, on the CPU; returns (B, C, H, W) on the device."""
+        shape = self.model.latent_shape
+        drawn = [torch.randn(shape, generator=generator) for generator in generators]
+        return torch.stack(drawn).to(self.model.device)

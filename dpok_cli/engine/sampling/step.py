@@ -8,6 +8,7 @@ x_{t-1} ~ N(mu_theta(x_t, t, z), sigma_t^2 I). That is the policy of DPOK's Mark
 import copy
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from diffusers import DDIMScheduler
@@ -20,10 +21,29 @@ MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
+class Gaussian:
+    """p(x_{t-1} | x_t, z) of B rows: the policy's distribution over its next action."""
+
+    output: Tensor  # (B, C, H, W), float32: the denoiser's (guided) output, which the mean is from
+    mean: Tensor  # (B, C, H, W), float32
+    std: Tensor  # (B, 1, 1, 1), float32
+
+    def log_prob(self, sample: Tensor) -> Tensor:
+        """Return the log-density of ``sample`` (B, C, H, W) per latent element, (B,)."""
+        return log_prob(sample, self.mean, self.std)
+
+    def kl(self, reference: "Gaussian", form: Literal["epsilon", "gaussian"]) -> Tensor:
+        """Return the KL to the reference model's step from the same x_t, (B,), in one ``form``."""
+        if form == "gaussian":
+            return gaussian_kl(self.mean, reference.mean, self.std)
+        return epsilon_kl(self.output, reference.output)
+
+
+@dataclass(frozen=True)
 class Denoising:
     """The K steps of a DDIM sampler, from the noisiest to the cleanest."""
 
-    timesteps: Tensor  # (K,) long: what the UNet is told
+    timesteps: Tensor  # (K,) long: the denoiser's
     alpha_bar: Tensor  # (K,): cumulative signal level before the step
     alpha_bar_prev: Tensor  # (K,): and after it
     std: Tensor  # (K,): sigma_t
@@ -75,11 +95,11 @@ class Denoising:
         """The indices of the steps that have a density, long (<= K,)."""
         return (self.std > MIN_STD).nonzero().squeeze(1)
 
-    def distribution(self, output: Tensor, latents: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean (B, C, H, W) and the standard deviation (B, 1, 1, 1) of x_{t-1}.
+    def distribution(self, output: Tensor, latents: Tensor, step: Tensor) -> Gaussian:
+        """Return the distribution of x_{t-1} of B rows.
 
-        ``output`` is the UNet's (guided) output and ``latents`` x_t, both (B, C, H, W); ``step``,
-        long (B,), says which of the K steps each row is at.
+        ``output`` is the denoiser's (guided) output and ``latents`` x_t, both (B, C, H, W);
+        ``step``, long (B,), says which of the K steps each row is at.
         """
         output, latents = output.float(), latents.float()
         alpha_bar, alpha_bar_prev, std = (
@@ -99,7 +119,7 @@ class Denoising:
         if self.clip_range is not None:
             x_0 = x_0.clamp(-self.clip_range, self.clip_range)
         direction = (1 - alpha_bar_prev - std**2).clamp(min=0).sqrt() * epsilon
-        return alpha_bar_prev.sqrt() * x_0 + direction, std
+        return Gaussian(output, alpha_bar_prev.sqrt() * x_0 + direction, std)
 
 
 def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -125,6 +145,6 @@ def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
 def epsilon_kl(output: Tensor, reference_output: Tensor) -> Tensor:
     """Return |epsilon - epsilon_pre|^2 per latent element, float32 (B,).
 
-    The released code's stand-in for the KL: the same gap in the mean, without the step's weight.
+    The released code uses it in place of the KL: the KL's gap, without the step's weight.
     """
     return ((output.float() - reference_output.float()) ** 2).mean(dim=(1, 2, 3))

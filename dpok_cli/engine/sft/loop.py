@@ -1,25 +1,26 @@
-"""Reward-weighted supervised fine-tuning (Fan et al. 2023, Sec. 4.3): images, weights, steps.
+"""The loop of reward-weighted supervised fine-tuning (Fan et al. 2023, Sec. 4.3).
 
 The images are drawn once from the pre-trained model and scored; then the denoising loss of each is
-weighted by its reward. It is what DPOK is compared with, given as many images.
+weighted by its reward. It is DPOK's baseline, given as many images.
 """
 
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.bases.model import Conditioning, DiffusionModel
-from dpok_cli.engine.distributed import check_shares, mean_over, own
-from dpok_cli.engine.rl.objective import denoising_error, reward_weights, sft_loss
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.distributed import all_mean, check_divisible, shard
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.step import epsilon_kl
 from dpok_cli.engine.sft.dataset.collect import ImageSet, collect
-from dpok_cli.engine.training import checkpoint
-from dpok_cli.engine.training.trainer import Metrics, Trainer, mean
+from dpok_cli.engine.sft.objective import Examples, SFTObjective
+from dpok_cli.engine.training.driver import drive
+from dpok_cli.engine.training.outputs import Metrics
+from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.combined import WeightedReward
 
@@ -35,81 +36,50 @@ def train_sft(
 ) -> Iterator[Metrics]:
     """Train ``model``'s adapter, yielding the metrics of every `log_every` steps.
 
-    docs/algorithms.md lists them. ``drawn`` is called with the images that are there and those
-    there will be. Images, metrics, sample grids, checkpoints and the adapter are kept in the
-    ``run`` folder, and what is there already is gone on with. Once ``stop()`` is true it ends
-    where nothing is lost; ``warn`` is told what a person should know, as that a checkpoint is
-    damaged. Raises InputError for settings or an image set that leave nothing to train, RewardError
-    if the reward fails, TrainingError if too many losses are not finite.
+    docs/algorithms.md lists them. ``drawn`` gets the number of images that are ready and that of
+    all. A ``run`` folder keeps images, metrics, sample grids, checkpoints and the adapter, and is
+    resumed if it has any. Once ``stop()`` is true, training ends at a point where nothing is lost.
+    ``warn`` gets warnings, of a damaged checkpoint for instance. Raises InputError for settings or
+    an image set that leave nothing to train, RewardError if the reward fails, TrainingError if too
+    many losses in a row are not finite.
     """
-    trainer = SFTTrainer(config, model, run, stop, warn)
-    if not trainer.prepare(reward, drawn):
-        trainer.close()
+    session = Session(config, model, run, stop, warn, config.steps)
+    check_divisible(session.accelerator.num_processes, batch_size=config.batch_size)
+    images = collect(config, session, reward, drawn)
+    if images is None:
+        session.accelerator.end_training()
         return
-    trainer.resume()  # before anything is written: if it cannot, all stays as it is
-    try:
-        if trainer.number == 0:
-            trainer.draw_grid(0)
-        for number in range(trainer.number + 1, config.steps + 1):
-            metrics = trainer.train_step(number)
-            stopping = trainer.finish(number, config.steps)
-            if metrics:
-                yield metrics
-            if stopping:
-                return
-    finally:  # an error or a stop leaves what was reached
-        trainer.save()
-        trainer.close()
+    yield from drive(SFTLoop(config, images, session), session)
 
 
-class SFTTrainer(Trainer[TrainSFTConfig]):
-    """The model in training, on images with a weight each."""
+class SFTLoop:
+    """Optimizer steps on an image set, whose images have a weight each."""
 
     unit = "step"
 
-    def __init__(
-        self,
-        config: TrainSFTConfig,
-        model: DiffusionModel,
-        run: RunFolder | None = None,
-        stop: Callable[[], bool] = lambda: False,
-        warn: Callable[[str], None] = warnings.warn,
-    ):
-        super().__init__(config, model, run, config.steps, stop, warn)
-        check_shares(self.accelerator.num_processes, batch_size=config.batch_size)
-        #: What the steps since the last line of metrics measured.
-        self.measured: list[Metrics] = []
-
-    def prepare(self, reward: WeightedReward, drawn: Callable[[int, int], None]) -> bool:
-        """Get the image set, and weigh it; returns False if it was asked to stop before."""
-        images = collect(
-            self.config,
-            self.model,
-            self.conditioning,
-            reward,
-            self.run,
-            self.accelerator,
-            self.stop,
-            drawn,
-        )
-        if images is None:
-            return False
+    def __init__(self, config: TrainSFTConfig, images: ImageSet, session: Session):
+        """Raises InputError if the weights of all images are zero."""
+        self.config, self.session = config, session
+        self.accelerator, self.updater = session.accelerator, session.updater
+        self.device, self.denoiser = session.model.device, session.denoiser
+        self.objective = SFTObjective(config, session)
+        self.last = config.steps
         self.samples = len(images)
-        self.model.unet_rows = images.unet_rows // self.accelerator.num_processes
-        self.weigh(images)
-        return True
+        #: Of the denoiser so far, by this rank; those that drew the images are among them.
+        self.evaluations = images.evaluations // self.accelerator.num_processes
+        #: What the steps since the last record measured.
+        self.measured: list[Metrics] = []
+        self._weigh(images)
 
-    def weigh(self, images: ImageSet) -> None:
-        """Take the images to train on, and their weights; raises InputError if all are zero."""
+    def _weigh(self, images: ImageSet) -> None:
+        """Set the images to train on and their weights."""
         config, rewards = self.config, images.scores.total
-        weights = reward_weights(rewards, config.gamma, config.kl_form)
+        weights = self.objective.weights(rewards)
         if not weights.any():
-            raise InputError(f"{which_gamma(rewards, config)} The images are in {images.folder}.")
+            raise InputError(f"{_which_gamma(rewards, config)} The images are in {images.folder}.")
         # An image without weight adds nothing to the loss, unless the KL is taken on it. Leaving
         # it out makes the mean over the others larger by M / kept, which `share` takes back.
-        kept = weights > 0
-        if config.kl_form == "kl-o" and config.gamma > 0:
-            kept = torch.ones_like(kept)
+        kept = torch.ones_like(weights > 0) if self.objective.has_kl else weights > 0
         self.latents, self.weights = images.latents[kept], weights[kept]
         self.prompts = [images.prompts[row] for row in kept.nonzero().flatten().tolist()]
         self.share = len(self.prompts) / len(images)
@@ -122,127 +92,101 @@ class SFTTrainer(Trainer[TrainSFTConfig]):
             "weight/zero": int((weights == 0).sum()),
         }
 
-    # --------------------------------------------------------------------------------- one step
+    # ------------------------------------------------------------------------------------- one step
 
-    def train_step(self, number: int) -> Metrics | None:
-        """Take one optimizer step; returns the metrics if a line of them is due.
+    def advance(self, number: int) -> Metrics | None:
+        """Take one optimizer step; returns the metrics if a record is due.
 
-        Images, noise and timesteps are those of the step's number, in whatever batches.
+        Images, noise and timesteps follow from the step's number, not from the batches.
         """
-        config, started = self.config, time.perf_counter()
-        random = torch.Generator().manual_seed(self.seed_of(number, "step"))
+        config, started, before = self.config, time.perf_counter(), self.denoiser.evaluations
+        random = torch.Generator().manual_seed(self.session.seed(number, "step"))
         size = config.batch_size * config.gradient_accumulation
-        rows = self.choose(size, random)
-        timesteps = torch.randint(self.levels, (size,), generator=random)
+        rows = self._choose(size, random)
+        timesteps = torch.randint(self.objective.levels, (size,), generator=random)
         noise = torch.randn(size, *self.latents.shape[1:], generator=random)
         dropped = torch.rand(size, generator=random) < config.prompt_dropout
-        with_kl = number % config.log_every == 0 or number == config.steps
+        is_due = number % config.log_every == 0 or number == config.steps
 
-        losses, errors, kls = [], [], []
+        losses, denoising, kls = [], [], []
         batches = torch.arange(size).split(config.batch_size)
         for batch in batches:
-            mine = own(batch, self.accelerator)
-            with self.part_of_update(last=batch is batches[-1]):
-                loss, error, kl = self.loss(
-                    rows[mine], timesteps[mine], noise[mine], dropped[mine], with_kl
+            mine = shard(batch, self.accelerator)
+            with self.updater.accumulate(last=batch is batches[-1]):
+                examples = self.examples(
+                    *(each[mine] for each in (rows, timesteps, noise, dropped))
                 )
-                self.accelerator.backward(loss / len(batches))
+                errors = self.objective.loss(examples, with_kl=is_due)
+                loss = errors.loss * self.share
+                self.updater.backward(loss / len(batches))
             losses.append(loss.detach())
-            errors.append(error)
-            kls += [] if kl is None else [kl]
-        norm = self.step()
+            denoising.append(errors.denoising)
+            kls += [] if errors.kl is None else [errors.kl]
+        norm = self.updater.step()
+        self.evaluations += self.denoiser.evaluations - before
         self.measured.append(
             {
-                "loss": mean_over(losses, self.accelerator),
-                "denoising_error": mean_over(errors, self.accelerator),
-                **({"kl": mean_over(kls, self.accelerator)} if kls else {}),
-                "grad_norm": mean([norm]),
+                "loss": all_mean(losses, self.accelerator),
+                "denoising_error": all_mean(denoising, self.accelerator),
+                **({"kl": all_mean(kls, self.accelerator)} if kls else {}),
+                "grad_norm": norm.item(),
                 "seconds/update": time.perf_counter() - started,
             }
         )
-        return self.report(number) if with_kl else None
+        return self._record(number) if is_due else None
 
-    def choose(self, size: int, random: torch.Generator) -> Tensor:
+    def examples(self, rows: Tensor, timesteps: Tensor, noise: Tensor, dropped: Tensor) -> Examples:
+        """Return the images of ``rows``; all arguments are (B, ...), on the CPU.
+
+        Those that are ``dropped``, bool (B,), come without their prompt.
+        """
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        empty = dropped.tolist()
+        prompts = ["" if drop else text for text, drop in zip(prompts, empty, strict=True)]
+        latents, weight, timesteps, noise = (
+            each.to(self.device)
+            for each in (self.latents[rows], self.weights[rows], timesteps, noise)
+        )
+        return Examples(latents, weight, prompts, timesteps, noise)
+
+    def _choose(self, size: int, random: torch.Generator) -> Tensor:
         """Choose the step's images, long (size,): none twice before all have come."""
         count = len(self.prompts)
         passes = [torch.randperm(count, generator=random) for _ in range(-(-size // count))]
         return torch.cat(passes)[:size]
 
-    def loss(
-        self, rows: Tensor, timesteps: Tensor, noise: Tensor, dropped: Tensor, with_kl: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the loss (scalar), the unweighted error (B,) and the KL (B,) of a batch.
+    def _record(self, number: int) -> Metrics:
+        """Return the means of what was measured since the last record."""
 
-        All arguments are (B, ...), on the CPU. The KL is taken if it is in the loss or asked for.
-        """
-        config, model, scheduler = self.config, self.model, self.model.scheduler
-        latents, noise, timesteps, weight = (
-            each.to(model.device)
-            for each in (self.latents[rows], noise, timesteps, self.weights[rows])
-        )
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        without = dropped.tolist()
-        texts = self.encode(["" if drop else p for p, drop in zip(prompts, without, strict=True)])
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = {
-            "epsilon": lambda: noise,
-            "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-            "sample": lambda: latents,
-        }[scheduler.config.prediction_type]()
-        in_loss = config.kl_form == "kl-o" and config.gamma > 0
-        with self.accelerator.autocast():
-            output = model.predict(noisy, timesteps, texts, guidance_scale=1.0)
-            kl = None
-            if in_loss or with_kl:
-                with torch.no_grad(), model.reference():
-                    frozen = model.predict(noisy, timesteps, texts, guidance_scale=1.0)
-                kl = epsilon_kl(output, frozen)
-        error = denoising_error(output, target)
-        loss = sft_loss(weight, error, kl, gamma=config.gamma, kl_form=config.kl_form)
-        return loss * self.share, error.detach(), None if kl is None else kl.detach()
-
-    def encode(self, prompts: list[str]) -> Conditioning:
-        """Return the embeddings of B prompts, each different one encoded once."""
-        different = list(dict.fromkeys(prompts))
-        encoded = self.model.encode(different)
-        return encoded[[different.index(prompt) for prompt in prompts]]
-
-    @property
-    def levels(self) -> int:
-        """The timesteps of the noise, of which each is as likely."""
-        return self.model.scheduler.config.num_train_timesteps
-
-    # ----------------------------------------------------------------------- what is left behind
-
-    def report(self, number: int) -> Metrics:
-        """Put together what was measured since the last line of metrics, and keep it."""
-
-        def means(key: str) -> float:
+        def mean(key: str) -> float:
             values = [one[key] for one in self.measured if key in one]
             return sum(values) / len(values)
 
-        metrics: Metrics = {
+        record: Metrics = {
             "step": number,
             **self.of_images,
-            **{key: means(key) for key in "loss denoising_error kl grad_norm".split()},
-            "skipped": self.skipped,
-            "learning_rate": self.schedule.get_last_lr()[0],
+            **{key: mean(key) for key in "loss denoising_error kl grad_norm".split()},
+            "skipped": self.updater.skipped,
+            "learning_rate": self.updater.learning_rate,
             "seconds/update": round(sum(one["seconds/update"] for one in self.measured), 3),
-            "unet_rows": self.model.unet_rows * self.accelerator.num_processes,
+            "denoiser_evaluations": self.evaluations * self.accelerator.num_processes,
         }
         self.measured = []
-        self.log(metrics)
-        return metrics
+        return record
 
-    def state(self) -> checkpoint.Tree:
-        return super().state() | {"measured": self.measured}
+    # --------------------------------------------------------------------------------------- state
 
-    def load_state(self, state: checkpoint.Tree) -> None:
-        super().load_state(state)
-        self.measured = state["measured"]
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluations": self.evaluations, "measured": self.measured}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evaluations, self.measured = state["evaluations"], state["measured"]
+
+    def close(self) -> None:
+        pass
 
 
-def which_gamma(rewards: Tensor, config: TrainSFTConfig) -> str:
+def _which_gamma(rewards: Tensor, config: TrainSFTConfig) -> str:
     """Say which gamma would leave weights above zero; ``rewards`` (M,) are all too low."""
     least, half = -rewards.max().item(), -rewards.median().item()
     form = "" if config.kl_form == "kl-d" else " --kl-form kl-d, whose gamma shifts rewards, and"

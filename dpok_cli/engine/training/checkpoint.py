@@ -1,31 +1,34 @@
-"""Checkpoints: whole or not there, whatever instant a run is cut off at.
+"""Checkpoints: each is whole or not there, whatever instant a run is killed at.
 
 A checkpoint is a folder with ``state.safetensors`` (every tensor, and the rest of the state as JSON
-in its header: nothing in it is ever run) and ``manifest.json`` with the file's size and SHA-256. It
-is written beside its place, flushed to the disk and renamed.
+in its header, so nothing in it is executed) and ``manifest.json`` with the file's size and SHA-256.
+It is written beside its place, flushed to the disk and renamed.
 """
 
 import hashlib
 import json
-import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpok_cli.errors import InputError
+from dpok_cli.engine.distributed import all_gather_object
+from dpok_cli.engine.runs.files import flush, replacing
+from dpok_cli.errors import InputError, TrainingError
 
 #: Dicts with text keys and lists of tensors, numbers, texts, booleans and None.
 Tree = Any
 
 STATE, MANIFEST = "state.safetensors", "manifest.json"
-#: What reading, or taking, a state raises that is not what a run wrote.
+#: What reading or loading a state raises if it is not one that a run wrote.
 DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError),
     *(AssertionError, SafetensorError),
@@ -33,10 +36,91 @@ DAMAGE = (
 _TENSOR = "__tensor__"
 
 
+class Stateful(Protocol):
+    """A part of a training that a resume needs back as it was."""
+
+    def state_dict(self) -> Tree: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run: what they are made of, and where they are kept."""
+
+    def __init__(
+        self, folder: Path | None, keep: int, accelerator: Accelerator, parts: dict[str, Stateful]
+    ):
+        """``parts`` make up a checkpoint, "adapter" among them; without a ``folder`` none is kept.
+
+        Every rank reads, and rank 0 writes.
+        """
+        self.folder, self.keep, self.accelerator = folder, keep, accelerator
+        self.parts = parts | {"random": RandomState(accelerator)}
+
+    def write(self, number: int) -> None:
+        """Write the state after round or step ``number``.
+
+        Raises TrainingError if the ranks' adapters are no longer equal.
+        """
+        if self.folder is None:
+            return
+        digest = hashlib.sha256()
+        for weight in self.parts["adapter"].state_dict().values():
+            digest.update(weight.detach().cpu().numpy().tobytes())
+        if len(set(all_gather_object(digest.hexdigest(), self.accelerator))) > 1:
+            raise TrainingError(
+                "The adapters of the processes differ, so they no longer train one model. The last"
+                " checkpoint was written before that."
+            )
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        if self.accelerator.is_main_process:
+            write(self.folder, number, {"number": number, **state}, self.keep)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, warn: Callable[[str], None]) -> int:
+        """Load the newest whole checkpoint; returns its round or step, 0 if there is none.
+
+        ``warn`` gets a line for each damaged checkpoint. Raises InputError, with nothing written,
+        if there are checkpoints and none of them can be used.
+        """
+        if self.folder is None:
+            return 0
+        state, damaged = read_latest(self.folder)
+        if state is not None:
+            try:
+                for name, part in self.parts.items():
+                    part.load_state_dict(state[name])
+            except DAMAGE as error:
+                raise InputError(
+                    f"The checkpoints in {self.folder} are of another kind of run, or of an older"
+                    f" dpok ({type(error).__name__}: {error}). Start a new run with another --name."
+                ) from error
+        for line in damaged:
+            warn(line)
+        return state["number"] if state else 0
+
+
+class RandomState:
+    """The global random number generators of every rank.
+
+    The engine seeds its own generators each round; a plugin may use the global ones.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+
+    def state_dict(self) -> list[Tree]:
+        return all_gather_object(random_state(), self.accelerator)
+
+    def load_state_dict(self, state: list[Tree]) -> None:
+        rank = self.accelerator.process_index
+        if rank < len(state):
+            restore_random_state(state[rank])
+
+
 def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
     """Write the state as ``folder/NUMBER`` and remove all but the ``keep`` newest checkpoints.
 
-    A whole one that is there already stays: a run comes by a number with one state only.
+    A whole one that exists already stays: a run reaches a number with one state only.
     """
     place = folder / f"{number:06d}"
     try:
@@ -44,19 +128,17 @@ def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
         return place
     except DAMAGE:
         pass
-    temporary = folder / f".{place.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors: dict[str, Tensor] = {}
-    header = json.dumps(_without_tensors(state, "", tensors))
-    save_file(tensors, temporary / STATE, metadata={"state": header})
-    manifest = {"bytes": (temporary / STATE).stat().st_size, "sha256": _sha256(temporary / STATE)}
-    (temporary / MANIFEST).write_text(json.dumps(manifest) + "\n", encoding="utf-8")
-    for path in (temporary / STATE, temporary / MANIFEST, temporary):
-        _flush(path)
-    shutil.rmtree(place, ignore_errors=True)  # a damaged one, which resuming has passed over
-    os.replace(temporary, place)
-    _flush(folder)
+    with replacing(place) as temporary:
+        temporary.mkdir(parents=True)
+        tensors: dict[str, Tensor] = {}
+        header = json.dumps(_without_tensors(state, "", tensors))
+        save_file(tensors, temporary / STATE, metadata={"state": header})
+        size, digest = (temporary / STATE).stat().st_size, _sha256(temporary / STATE)
+        manifest = json.dumps({"bytes": size, "sha256": digest})
+        (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        for path in (temporary / STATE, temporary / MANIFEST, temporary):
+            flush(path)
+    flush(folder)
     for old in numbers(folder)[:-keep]:
         shutil.rmtree(folder / f"{old:06d}")
     return place
@@ -79,11 +161,11 @@ def read_latest(folder: Path) -> tuple[Tree | None, list[str]]:
         try:
             return read(path), damaged
         except DAMAGE as error:
-            damaged.append(f"The checkpoint {path} is damaged ({error}) and was passed over.")
+            damaged.append(f"The checkpoint {path} is damaged ({error}) and was skipped.")
     if damaged:
         raise InputError(
-            f"No checkpoint in {folder} is whole, so there is nothing to go on from: remove that"
-            " folder to start the run anew."
+            f"No checkpoint in {folder} is whole, so the run cannot be resumed: remove that"
+            " folder to start it again."
         )
     return None, damaged
 
@@ -102,10 +184,7 @@ def read(path: Path) -> Tree:
 
 
 def random_state() -> Tree:
-    """Return the state of every global random number generator of this process.
-
-    The engine draws from generators of its own, seeded anew each round; a plugin may not.
-    """
+    """Return the state of every global random number generator of this process."""
     version, numbers_, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -154,12 +233,3 @@ def _with_tensors(tree: Tree, file: Any) -> Tree:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Have a file or a folder's entries reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Stopping well: Ctrl-C and SIGTERM let a run reach a point where nothing is lost."""
+"""Graceful stops: after Ctrl-C or SIGTERM a run ends at a point where nothing is lost."""
 
 import signal
 import threading
@@ -10,21 +10,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stop:
-    """Within ``with Stop() as stop``, a signal makes it true; a second one acts at once.
+    """Within ``with Stop() as stop``, a signal requests a stop; a second one interrupts at once.
 
-    The loops look at it between batches, write a checkpoint and end. ``tell`` is called with the
-    first signal, in a thread, so that a person sees that it was heard.
+    The loops ask ``requested`` between batches, write a checkpoint and end. ``tell`` is called at
+    the first signal, in a thread, so that a person sees that it arrived.
     """
 
     def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
         self.signal, self.tell = 0, tell
 
-    def __bool__(self) -> bool:
+    def requested(self) -> bool:
+        """Return whether a signal has come."""
         return self.signal != 0
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a program that the signal ended: 130 or 143."""
+        """The exit code of a program that the signal ended: 130 or 143."""
         return 128 + self.signal
 
     def __enter__(self) -> Self:

@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from dpok_cli.config import SampleConfig
-from dpok_cli.engine.bases.model import DiffusionModel, load
-from dpok_cli.engine.bases.source import ADAPTER_FILE
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.bases.load import load
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.lora.files import ADAPTER_FILE
+from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -26,7 +27,7 @@ def predict():
         latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         embeds = model.encode(["a green rabbit", "two cats"])
         with torch.no_grad():
-            return model.predict(latents, torch.tensor([900, 20]), embeds, 1.0)
+            return model.denoiser(latents, torch.tensor([900, 20]), embeds, 1.0)
 
     return predict
 
@@ -37,16 +38,16 @@ def make_adapter(make_model, shake, tmp_path):
 
     def make(rank=4, alpha=0.0, targets=TARGETS, model=None):
         model = model or make_model()
-        model.add_adapter(rank, alpha, targets, seed=0)
+        model.adapter.add(rank, alpha, targets, seed=0)
         shake(model)
-        model.save_adapter(tmp_path / "adapter")
+        model.adapter.save(tmp_path / "adapter")
         return model, tmp_path / "adapter"
 
     return make
 
 
 def draw(model, config, seeds=(3, 14)):
-    return torch.stack([one.image for one in sample(model, config.prompts, seeds, config)])
+    return torch.stack([one.image for one in Sampler(model, config).sample(config.prompts, seeds)])
 
 
 def draw_with_diffusers(pipeline, config, seeds=(3, 14)):
@@ -139,14 +140,14 @@ def test_a_pipeline_made_in_memory_is_drawn_from_as_it_is(build, make_config):
 
 def test_a_new_adapter_changes_nothing(model, predict):
     before = predict(model)
-    model.add_adapter(4, 0.0, TARGETS, seed=0)
+    model.adapter.add(4, 0.0, TARGETS, seed=0)
     torch.testing.assert_close(predict(model), before, rtol=0, atol=0)
 
 
 def test_only_the_adapter_is_trained(model):
-    assert model.adapter_parameters() == []
-    model.add_adapter(3, 0.0, ["to_q"], seed=0)
-    parameters = model.adapter_parameters()
+    assert model.adapter.parameters() == []
+    model.adapter.add(3, 0.0, ["to_q"], seed=0)
+    parameters = model.adapter.parameters()
     # two attention layers in each of down, middle and up: A (3, in) and B (out, 3) of to_q
     assert {tuple(parameter.shape) for parameter in parameters if parameter.shape[0] == 3} == {
         (3, 8),
@@ -165,9 +166,9 @@ def test_the_adapter_is_drawn_from_its_seed_and_from_nothing_else(make_model):
         model = make_model()
         torch.rand(100)
         state = torch.get_rng_state()
-        model.add_adapter(4, 0.0, TARGETS, seed=seed)
+        model.adapter.add(4, 0.0, TARGETS, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
-        return torch.cat([parameter.flatten() for parameter in model.adapter_parameters()])
+        return torch.cat([parameter.flatten() for parameter in model.adapter.parameters()])
 
     first, again, other = weights(0), weights(0), weights(1)
     assert torch.equal(first, again)
@@ -177,7 +178,7 @@ def test_the_adapter_is_drawn_from_its_seed_and_from_nothing_else(make_model):
 def test_lora_alpha_over_rank_is_the_scale(make_model, predict):
     def output(alpha, size):
         model = make_model()
-        model.add_adapter(4, alpha, TARGETS, seed=0)
+        model.adapter.add(4, alpha, TARGETS, seed=0)
         for name, parameter in model.pipeline.unet.named_parameters():
             if ".lora_B." in name:
                 parameter.data.fill_(size)
@@ -191,18 +192,18 @@ def test_lora_alpha_over_rank_is_the_scale(make_model, predict):
 
 def test_the_reference_is_the_model_before_the_adapter(model, shake, predict):
     before = predict(model)
-    model.add_adapter(4, 0.0, TARGETS, seed=0)
+    model.adapter.add(4, 0.0, TARGETS, seed=0)
     shake(model)
     after = predict(model)
     with model.reference():
         torch.testing.assert_close(predict(model), before, rtol=0, atol=0)
     torch.testing.assert_close(predict(model), after, rtol=0, atol=0)
     assert (after - before).abs().max() > 1e-2
-    assert all(parameter.requires_grad for parameter in model.adapter_parameters())
+    assert all(parameter.requires_grad for parameter in model.adapter.parameters())
 
 
 def test_the_adapter_is_back_also_after_an_error(model, shake, predict):
-    model.add_adapter(4, 0.0, TARGETS, seed=0)
+    model.adapter.add(4, 0.0, TARGETS, seed=0)
     shake(model)
     after = predict(model)
     with pytest.raises(KeyError), model.reference():
@@ -212,12 +213,12 @@ def test_the_adapter_is_back_also_after_an_error(model, shake, predict):
 
 def test_unknown_targets_are_refused(model):
     with pytest.raises(InputError, match="'to_z': the UNet has no such layer"):
-        model.add_adapter(4, 0.0, ["to_z", "to_y"], seed=0)
+        model.adapter.add(4, 0.0, ["to_z", "to_y"], seed=0)
 
 
 def test_one_unknown_target_among_known_ones_is_refused(model):
     with pytest.raises(InputError, match="to_z"):
-        model.add_adapter(4, 0.0, ["to_q", "to_z"], seed=0)
+        model.adapter.add(4, 0.0, ["to_q", "to_z"], seed=0)
 
 
 def test_what_an_adapter_file_holds(make_adapter):
@@ -236,7 +237,7 @@ def test_what_an_adapter_file_holds(make_adapter):
 
 def test_a_loaded_adapter_is_saved_as_it_was(make_adapter, make_config, tmp_path):
     _, adapter = make_adapter(rank=2, alpha=6.0)
-    load(make_config(SampleConfig), adapter).save_adapter(tmp_path / "again")
+    load(make_config(SampleConfig), adapter).adapter.save(tmp_path / "again")
     first, again = (load_file(place / ADAPTER_FILE) for place in (adapter, tmp_path / "again"))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -306,7 +307,7 @@ def test_a_pickled_adapter_is_refused(make_config, tmp_path, suffix):
     file = tmp_path / f"pytorch_lora_weights{suffix}"
     torch.save({"a": torch.zeros(1)}, file)
     assert refused(make_config(SampleConfig), file) == (
-        f"{file} is not safetensors; adapters in other formats are not read. Give --adapter a"
+        f"{file} is not safetensors, the only format that is read. Give --adapter a"
         " run's adapter folder."
     )
     assert str(tmp_path / ADAPTER_FILE) in refused(make_config(SampleConfig), tmp_path)
@@ -338,8 +339,8 @@ def test_half_precision_is_for_the_unet_not_for_the_decoder(make_config, predict
     assert predict(model).dtype == torch.float32
     exact = predict(load(make_config(SampleConfig)))
     assert 0 < (predict(model) - exact).abs().max() < 0.1
-    model.add_adapter(4, 0.0, TARGETS, seed=0)
-    assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
+    model.adapter.add(4, 0.0, TARGETS, seed=0)
+    assert {parameter.dtype for parameter in model.adapter.parameters()} == {torch.float32}
 
 
 def test_the_decoder_scales_and_clips(model):

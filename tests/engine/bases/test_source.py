@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from dpok_cli import tiny
-from dpok_cli.engine.bases.source import ADAPTER_FILE, check_adapter, check_source, locate
+from dpok_cli.engine.bases.source import check_source, locate
+from dpok_cli.engine.lora.files import ADAPTER_FILE, check_adapter
 from dpok_cli.errors import InputError
 
 

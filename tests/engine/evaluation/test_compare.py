@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from dpok_cli.config import SampleConfig
-from dpok_cli.engine.evaluation.compare import FRESH_SEEDS, compare, diversity
+from dpok_cli.engine.evaluation import compare as module
+from dpok_cli.engine.evaluation.compare import compare
+from dpok_cli.engine.evaluation.diversity import diversity, pixel_distance
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.seeds import FRESH_SEEDS
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.embedding import ImageEmbedding
 
 
 class Prompted(RewardModel):
@@ -24,14 +28,14 @@ class Prompted(RewardModel):
 
 @pytest.fixture
 def tuned(model, shake):
-    model.add_adapter(4, 0.0, ["to_q", "to_v", "to_out.0"], seed=0)
+    model.adapter.add(4, 0.0, ["to_q", "to_v", "to_out.0"], seed=0)
     shake(model)
     return model
 
 
 def test_each_side_is_measured_on_the_same_fresh_seeds(tuned, make_config, green, tmp_path):
     config = make_config(evaluation_samples=5, runs_dir=str(tmp_path))
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     held_out = WeightedReward([(Prompted(), 1.0)])
     (reward, _) = green.rewards["green"]
     summary = compare(tuned, WeightedReward([(reward, -2.0)]), config, run, held_out)
@@ -42,14 +46,14 @@ def test_each_side_is_measured_on_the_same_fresh_seeds(tuned, make_config, green
 
     def measured():
         drawing = make_config(SampleConfig)
-        drawn = [one.image for one in sample(tuned, config.prompts, seeds, drawing)]
+        drawn = [one.image for one in Sampler(tuned, drawing).sample(config.prompts, seeds)]
         images = torch.stack(drawn)
         score = reward.score(images, ["-"] * 6).mean().item()
         return {
             "reward": -2 * score,
             "green": score,
             "prompted": 0.5,
-            "diversity": (diversity(images[:3]) + diversity(images[3:])) / 2,
+            "pixel_distance": (pixel_distance(images[:3]) + pixel_distance(images[3:])) / 2,
         }
 
     assert summary["after"] == pytest.approx(measured(), abs=1e-5)
@@ -61,16 +65,20 @@ def test_each_side_is_measured_on_the_same_fresh_seeds(tuned, make_config, green
 def test_nothing_is_drawn_for_no_samples(tuned, make_config, green):
     summary = compare(tuned, green, make_config(evaluation_samples=0))
     assert summary == {"seeds": [], "prompts": ["a green rabbit", "two cats"]}
-    assert tuned.unet_rows == 0
+    assert tuned.denoiser.evaluations == 0
 
 
-def test_diversity_is_the_mean_distance_of_pairs():
-    black, white = torch.zeros(3, 4, 4), torch.ones(3, 4, 4)
-    assert diversity(torch.stack([black, white])) == pytest.approx(1.0)
-    # pairs: black-black 0, black-white 1 twice
-    assert diversity(torch.stack([black, black, white])) == pytest.approx(2 / 3)
-    assert diversity(torch.stack([white, white])) == 0.0
-    assert diversity(white[None]) == 0.0
-    half = black.clone()
-    half[0] = 1  # one channel of three: root of a third
-    assert diversity(torch.stack([black, half])) == pytest.approx((1 / 3) ** 0.5)
+def test_with_a_clip_there_is_a_diversity_and_its_name(tuned, make_config, green, monkeypatch):
+    def embed(images):
+        assert len(images) <= 2
+        return torch.nn.functional.normalize(images.mean((2, 3)), dim=-1)
+
+    embedding = ImageEmbedding("clip", embed)
+    monkeypatch.setattr(module, "image_embedding", lambda *_: embedding)
+    config = make_config(evaluation_samples=6, sample_batch_size=2)
+    summary = compare(tuned, green, config)
+    assert summary["diversity_by"] == "clip"
+    drawn = Sampler(tuned, config).sample(config.prompts, summary["seeds"])
+    images = torch.stack([one.image for one in drawn])
+    expected = [diversity(group, embed, 2) for group in images.split(3)]
+    assert summary["after"]["diversity"] == pytest.approx(sum(expected) / 2)

@@ -8,27 +8,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dpok_cli.config import EvaluateConfig
 from dpok_cli.engine.evaluation import draw as engine
-from dpok_cli.engine.evaluation.draw import eight_bits, evaluate
+from dpok_cli.engine.evaluation.contenders import BASE, Contender
+from dpok_cli.engine.evaluation.draw import draw, eight_bits
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
-from dpok_cli.engine.evaluation.plan import BASE, Contender, Evaluation, Place, Prompt
-from dpok_cli.engine.rl.rollout import denoise
-from dpok_cli.engine.sampling.sampler import sample, to_pil
-from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl
-from dpok_cli.errors import RewardError
+from dpok_cli.engine.evaluation.plan import Evaluation, Place, Prompt
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.step import epsilon_kl, gaussian_kl
+from dpok_cli.errors import NotFiniteError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.images import to_pil
 
 PROMPTS = (Prompt("a green rabbit", "seen"), Prompt("two cats", "unseen"))
 
 
 @pytest.fixture
 def adapter(model, shake, tmp_path):
-    model.add_adapter(4, 0.0, ["to_q", "to_v", "to_out.0"], seed=0)
+    model.adapter.add(4, 0.0, ["to_q", "to_v", "to_out.0"], seed=0)
     shake(model)
-    model.save_adapter(tmp_path / "lora")
+    model.adapter.save(tmp_path / "lora")
     return tmp_path / "lora"
 
 
@@ -55,7 +58,7 @@ def pixels(folder, model, place):
 
 def test_what_is_scored_is_what_is_on_disk(make, green):
     evaluation, folder = make()
-    records = list(evaluate(evaluation, green, folder))
+    records = list(draw(evaluation, green, folder))
     assert len(records) == evaluation.total == 12
     for record in records:
         red, greens, blue = pixels(
@@ -67,11 +70,11 @@ def test_what_is_scored_is_what_is_on_disk(make, green):
 
 def test_every_model_draws_what_dpok_sample_draws(make, green, adapter):
     evaluation, folder = make()
-    list(evaluate(evaluation, green, folder))
+    list(draw(evaluation, green, folder))
     for contender in evaluation.contenders:
         model = engine.load(evaluation.config, contender.adapter)
         texts = [prompt.text for prompt in PROMPTS]
-        drawn = sample(model, texts, evaluation.seeds, evaluation.config)
+        drawn = Sampler(model, evaluation.config).sample(texts, evaluation.seeds)
         for place, one in zip(chain(*evaluation.batches()), drawn, strict=True):
             expected = np.asarray(to_pil(one.image), dtype=np.float64)
             kept = pixels(folder, contender.name, place) * 255
@@ -83,57 +86,64 @@ def test_every_model_draws_what_dpok_sample_draws(make, green, adapter):
 @pytest.mark.parametrize("form", ["epsilon", "gaussian"])
 def test_kl_is_the_sum_over_the_trajectory(form, make, green):
     evaluation, folder = make(kl=form, guidance_scale=2.0)
-    records = list(evaluate(evaluation, green, folder))
+    records = list(draw(evaluation, green, folder))
     assert {record["kl"] for record in records if record["model"] == BASE} == {0.0}
 
     config = evaluation.config
     model = engine.load(config, evaluation.contenders[1].adapter)
-    denoising = Denoising.of(model.scheduler, config.num_inference_steps, config.eta)
-    embeds = model.encode([prompt.text for prompt in PROMPTS])
-    rows = [0, 0, 0, 1, 1, 1]
-    seeds = list(evaluation.seeds) * 2
+    sampler = Sampler(model, config)
+    texts = model.encode([prompt.text for prompt in PROMPTS])[[0, 0, 0, 1, 1, 1]]
     expected = torch.zeros(6)
     with torch.no_grad():
-        path = [
-            step[0]
-            for step in denoise(model, denoising, embeds[rows], seeds, config.guidance_scale)
-        ]
-        for index in denoising.stochastic.tolist():
+        for index, taken in enumerate(sampler.steps(texts, list(evaluation.seeds) * 2)):
+            if index not in sampler.denoising.stochastic:
+                continue
             step = torch.full((6,), index)
-            asked = (path[index], denoising.timesteps[step], embeds[rows], config.guidance_scale)
-            output = model.predict(*asked)
             with model.reference():
-                frozen = model.predict(*asked)
+                output = model.denoiser(
+                    taken.latents, sampler.denoising.timesteps[step], texts, config.guidance_scale
+                )
             if form == "epsilon":
-                expected += epsilon_kl(output, frozen)
+                expected += epsilon_kl(taken.policy.output, output)
             else:
-                mean, std = denoising.distribution(output, path[index], step)
-                other, _ = denoising.distribution(frozen, path[index], step)
-                expected += gaussian_kl(mean, other, std)
+                other = sampler.denoising.distribution(output, taken.latents, step)
+                expected += gaussian_kl(taken.policy.mean, other.mean, taken.policy.std)
     found = [record["kl"] for record in records if record["model"] == "tuned"]
     assert found == pytest.approx(expected.tolist(), rel=1e-4)
     assert min(found) > 0
 
 
+def test_images_that_are_not_finite_are_an_error_of_their_model(make, green, adapter):
+    evaluation, folder = make()
+    file = adapter / "pytorch_lora_weights.safetensors"
+    weights = {name: torch.full_like(each, torch.nan) for name, each in load_file(file).items()}
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    save_file(weights, file, metadata)
+    with pytest.raises(NotFiniteError, match="^tuned: The images are not finite"):
+        list(draw(evaluation, green, folder))
+    assert {model for model, _ in folder.records()} == {BASE}
+
+
 def test_without_noise_there_is_no_kl(make, green):
     evaluation, folder = make(eta=0.0)
-    assert {record["kl"] for record in evaluate(evaluation, green, folder)} == {None}
+    assert {record["kl"] for record in draw(evaluation, green, folder)} == {None}
 
 
 @pytest.mark.parametrize("stop", [1, 4, 5, 11])
-def test_what_was_cut_off_goes_on_to_the_same_end(stop, make, green):
+def test_an_interrupted_evaluation_resumes_to_the_same_end(stop, make, green):
     """Batches of 4 over 6 images a model: one spans two prompts, the last is short."""
     evaluation, whole = make("whole")
-    expected = list(evaluate(evaluation, green, whole))
+    expected = list(draw(evaluation, green, whole))
 
     _, folder = make("cut")
-    records = evaluate(evaluation, green, folder)
+    records = draw(evaluation, green, folder)
     for _ in range(stop):
         next(records)
     records.close()
     text = folder.scores.read_text()
     folder.scores.write_text(text[:-9])  # the last line was on its way
-    assert list(evaluate(evaluation, green, folder)) == expected
+    assert list(draw(evaluation, green, folder)) == expected
     assert folder.records() == whole.records()
     for model, place in whole.records():
         assert folder.image(model, place).read_bytes() == whole.image(model, place).read_bytes()
@@ -141,9 +151,9 @@ def test_what_was_cut_off_goes_on_to_the_same_end(stop, make, green):
 
 def test_what_is_kept_is_not_drawn_again(make, green, monkeypatch):
     evaluation, folder = make()
-    expected = list(evaluate(evaluation, green, folder))
+    expected = list(draw(evaluation, green, folder))
     monkeypatch.setattr(engine, "load", None)  # would raise if it were called
-    assert list(evaluate(evaluation, None, folder)) == expected
+    assert list(draw(evaluation, None, folder)) == expected
 
 
 def test_a_reward_that_fails_leaves_what_was_kept(make, green):
@@ -158,9 +168,9 @@ def test_a_reward_that_fails_leaves_what_was_kept(make, green):
     evaluation, folder = make()
     reward = WeightedReward([(Fails(), 1.0)])
     with pytest.raises(RewardError, match="fails: returned inf"):
-        list(evaluate(evaluation, reward, folder))
+        list(draw(evaluation, reward, folder))
     assert len(folder.records()) == 4
-    assert len(list(evaluate(evaluation, reward, folder))) == 12
+    assert len(list(draw(evaluation, reward, folder))) == 12
 
 
 def test_no_more_than_a_batch_is_scored_at_a_time(make):
@@ -173,7 +183,7 @@ def test_no_more_than_a_batch_is_scored_at_a_time(make):
             return images.mean((1, 2, 3))
 
     evaluation, folder = make(samples=9)
-    list(evaluate(evaluation, WeightedReward([(Counts(), 1.0)]), folder))
+    list(draw(evaluation, WeightedReward([(Counts(), 1.0)]), folder))
     assert Counts.seen == (4, 4, 4, 4, 2) * 2
 
 
@@ -187,14 +197,14 @@ def test_no_more_than_a_batch_stays_in_memory(make, green, monkeypatch):
 
     monkeypatch.setattr(EvaluationFolder, "keep", watched)
     evaluation, folder = make(samples=9)
-    list(evaluate(evaluation, green, folder))
+    list(draw(evaluation, green, folder))
     assert len(pictures_made) == 36
     assert alive == [4, 4, 4, 4, 2] * 2
 
 
 def test_records_are_plain_json(make, green):
     evaluation, folder = make(samples=1)
-    list(evaluate(evaluation, green, folder))
+    list(draw(evaluation, green, folder))
     first = json.loads(folder.scores.read_text().splitlines()[0])
     assert set(first) == {"model", "row", "seed", "scores", "kl"}
 

@@ -1,115 +1,22 @@
-"""What is compared: models, settings, prompts; and the folder that it is kept in."""
+"""The plan of an evaluation: prompts, seeds, rewards and batches, without torch."""
 
-import json
-import os
+import subprocess
+import sys
 
 import pytest
 
-from dpok_cli.config import EvaluateConfig, TrainRLConfig, to_toml
-from dpok_cli.engine.evaluation.folder import EvaluationFolder
+from dpok_cli.config import EvaluateConfig
+from dpok_cli.engine.evaluation.contenders import BASE, Contender
 from dpok_cli.engine.evaluation.plan import (
-    BASE,
-    Contender,
     Evaluation,
     Place,
     Prompt,
     arrange_prompts,
-    find_contenders,
-    shared_settings,
+    plan_evaluation,
+    settle,
 )
 from dpok_cli.errors import InputError
 from dpok_cli.prompts.unseen import Unseen, unseen_prompts
-
-
-@pytest.fixture
-def make_run(tmp_path, least_lora):
-    """Make run folders in runs/, each newer than the one before."""
-
-    def make(name, adapter=True, **settings):
-        run = tmp_path / "runs" / name
-        run.mkdir(parents=True)
-        config = TrainRLConfig(**{"prompts": ("a red cat",)} | settings)
-        (run / "config.toml").write_text(to_toml(config))
-        make.made = getattr(make, "made", 0) + 1
-        os.utime(run / "config.toml", (make.made, make.made))
-        if adapter:
-            (run / "adapter").mkdir()
-            (run / "adapter/pytorch_lora_weights.safetensors").write_bytes(least_lora)
-        return run
-
-    return make
-
-
-@pytest.fixture
-def runs_dir(tmp_path):
-    return str(tmp_path / "runs")
-
-
-def test_the_newest_run_that_has_an_adapter(make_run, runs_dir):
-    make_run("old")
-    new = make_run("new", rewards=("judge",))
-    make_run("cut-off", adapter=False)
-    (found,) = find_contenders([], [], runs_dir)
-    assert (found.name, found.adapter) == ("new", new / "adapter")
-    assert (found.trained_prompts, found.trained_rewards) == (("a red cat",), ("judge",))
-
-
-def test_names_and_paths(make_run, runs_dir, tmp_path, least_lora):
-    run = make_run("one")
-    make_run("two")
-    lora = tmp_path / "a=b"
-    lora.mkdir()
-    (lora / "pytorch_lora_weights.safetensors").write_bytes(least_lora)
-    found = find_contenders(["one", f"mine={run}"], [str(lora), f"z={lora}"], runs_dir)
-    assert [(each.name, each.adapter) for each in found] == [
-        ("one", run / "adapter"),
-        ("mine", run / "adapter"),
-        ("a=b", lora),
-        ("z", lora),
-    ]
-    assert found[2].config == {}
-    (own,) = find_contenders([], [str(run / "adapter")], runs_dir)
-    assert (own.name, own.trained_rewards) == ("one", TrainRLConfig().rewards)
-
-
-@pytest.mark.parametrize(
-    ("runs", "message"),
-    [
-        (["one", "one"], "'one' is taken"),
-        (["base=one"], "'base' is taken"),
-        (["a/b=one"], "'a/b' is taken or no plain name"),
-        (["none"], "There is no run none"),
-        (["bare"], "There is no adapter"),
-    ],
-)
-def test_names_that_cannot_be_used(runs, message, make_run, runs_dir):
-    make_run("one")
-    make_run("bare", adapter=False)
-    with pytest.raises(InputError, match=message):
-        find_contenders(runs, [], runs_dir)
-
-
-def test_no_run_yet(tmp_path):
-    with pytest.raises(InputError, match="no run with an adapter in .*dpok train-rl"):
-        find_contenders([], [], str(tmp_path))
-
-
-def test_runs_of_one_kind_share_their_settings(make_run, runs_dir):
-    make_run("one", eta=0.5, sample_batch_size=3)
-    make_run("two", eta=0.5, prompts=("a dog", "a red cat"), seed=5, rounds=3)
-    shared = shared_settings(find_contenders(["one", "two"], [], runs_dir), ())
-    assert (shared["eta"], shared["prompts"]) == (0.5, ("a red cat", "a dog"))
-    assert not {"seed", "device", "rounds", "rewards"} & set(shared)
-    assert shared_settings([Contender("x")], ()) == {}
-
-
-def test_runs_that_were_drawn_differently_are_not_compared(make_run, runs_dir):
-    make_run("one")
-    make_run("two", guidance_scale=5.0)
-    found = find_contenders(["one", "two"], [], runs_dir)
-    with pytest.raises(InputError, match="one and two .* guidance_scale = 3.0 and 5.0"):
-        shared_settings(found, ["eta"])
-    assert shared_settings(found, ["guidance_scale"])["eta"] == 1.0
 
 
 def test_prompts_are_seen_unseen_or_given():
@@ -129,6 +36,60 @@ def test_prompts_are_seen_unseen_or_given():
     assert [prompt.text for prompt in both] == ["a cat"]
 
 
+def test_a_plan_takes_settings_and_prompts_from_the_run(make_run, runs_dir):
+    make_run("one", eta=0.5, rewards=("jpeg-compressibility=2",))
+    evaluation = plan_evaluation(
+        ["one"], unseen=True, extra_prompts=["a purple yak"], runs_dir=runs_dir, samples=3
+    )
+    assert [each.name for each in evaluation.contenders] == [BASE, "one"]
+    assert (evaluation.config.eta, evaluation.config.samples) == (0.5, 3)
+    assert [(each.text, each.group) for each in evaluation.prompts] == [
+        ("a red cat", "seen"),
+        *[(text, "unseen") for text in unseen_prompts(["a red cat"])["a red cat"].variants],
+        ("a purple yak", "unseen"),
+    ]
+    assert evaluation.rewards[:2] == ("jpeg-compressibility", "image-reward:model=tiny")
+    assert evaluation.total == 2 * 5 * 3
+    (remark,) = evaluation.remarks
+    assert "'a purple yak' is not a tiny-world prompt" in remark
+    given = plan_evaluation(
+        ["one"], runs_dir=runs_dir, eta=1.0, prompts=("a cat",), rewards=("judge=2",)
+    )
+    assert (given.config.eta, given.rewards) == (1.0, ("judge",))
+    assert given.prompts == (Prompt("a cat", "unseen"),)
+
+
+def test_prompts_without_variants_are_a_remark(make_run, runs_dir):
+    make_run("one", prompts=("a red cat", "justice for all"))
+    evaluation = plan_evaluation(["one"], unseen=True, runs_dir=runs_dir)
+    assert evaluation.remarks[0] == "There are no variants of 'justice for all'."
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(prompts=()), "give --prompt or --prompts"),
+        (dict(prompts=("justice for all",)), "no variants of 'justice for all'"),
+        (dict(rewards=("juge",)), "Did you mean 'judge'"),
+        (dict(model="./nowhere"), "no model folder ./nowhere"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(changes, message):
+    config = EvaluateConfig(**{"prompts": ("a red cat",), "rewards": ("judge",)} | changes)
+    with pytest.raises(InputError, match=message):
+        settle(config, [Contender("x")], unseen=True)
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys; from dpok_cli.engine.evaluation.plan import settle;"
+        "from dpok_cli.config import EvaluateConfig;"
+        "settle(EvaluateConfig(prompts=('a cat',), rewards=('judge',)), []);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def an_evaluation(**changes):
     config = EvaluateConfig(**{"prompts": ("a red cat",), "samples": 5} | changes)
     prompts = (Prompt("a red cat", "seen"), Prompt("a dog", "unseen"))
@@ -141,74 +102,3 @@ def test_batches_do_not_depend_on_what_is_done():
     assert [len(batch) for batch in batches] == [4, 4, 2]
     places = [place for batch in batches for place in batch]
     assert places == [Place(row, first + n) for row in range(2) for n in range(5)]
-
-
-def test_a_folder_of_other_settings_is_refused_by_name(tmp_path):
-    path = tmp_path / "evaluation"
-    EvaluationFolder.open(path, an_evaluation())
-    EvaluationFolder.open(path, an_evaluation(device="cpu", runs_dir="elsewhere"))
-    before = (path / "settings.json").read_text()
-    for change, message in (
-        ({"eta": 0.5}, r"eta = 1\.0 there, 0\.5 now"),
-        ({"samples": 6}, "samples = 5 there, 6 now"),
-        ({"seed": 1}, "seed = 0 there, 1 now"),
-        ({"sample_batch_size": 2}, "sample_batch_size = 16 there, 2 now"),
-    ):
-        with pytest.raises(InputError, match=message):
-            EvaluationFolder.open(path, an_evaluation(**change))
-    assert (path / "settings.json").read_text() == before
-
-
-def test_another_adapter_of_the_same_name_is_refused(tmp_path):
-    weights = tmp_path / "lora.safetensors"
-
-    def evaluation(text):
-        weights.write_text(text)
-        contenders = (Contender(BASE), Contender("x", weights))
-        return Evaluation(EvaluateConfig(), contenders, (Prompt("a", "given"),), ("judge",))
-
-    EvaluationFolder.open(tmp_path / "e", evaluation("one"))
-    EvaluationFolder.open(tmp_path / "e", evaluation("one"))
-    with pytest.raises(InputError, match="models = "):
-        EvaluationFolder.open(tmp_path / "e", evaluation("two"))
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("all of it")
-    with pytest.raises(InputError, match="is no evaluation"):
-        EvaluationFolder.open(tmp_path / "mine", an_evaluation())
-    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-
-
-def test_by_default_other_settings_go_to_another_folder(tmp_path, make_run, runs_dir):
-    run = make_run("one")
-    (tuned,) = find_contenders(["one"], [], runs_dir)
-
-    def default(*more, **changes):
-        base = an_evaluation(runs_dir=runs_dir, **changes)
-        contenders = (*base.contenders, tuned, *more)
-        evaluation = Evaluation(base.config, contenders, base.prompts, base.rewards)
-        return EvaluationFolder.default(evaluation)
-
-    assert default().parent == run
-    assert default() == default(device="cpu")
-    assert default() != default(eta=0.5)
-    assert default(Contender("two", tuned.adapter)).parent == tmp_path / "runs"
-
-
-def test_a_line_that_was_cut_off_does_not_count(plant):
-    _, folder = plant(lambda *_: {"image-reward": 1.0, "judge": 0.0}, samples=3)
-    kept = folder.records()
-    assert len(kept) == 6
-    lines = folder.scores.read_text().splitlines()
-    folder.scores.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20])
-    assert list(folder.records()) == list(kept)[:-1]
-    folder.keep([], [])
-    with folder.scores.open("a") as file:  # what comes next has a line of its own
-        file.write(lines[-1] + "\n")
-    assert folder.records() == kept
-    missing = next(iter(kept))
-    folder.image(*missing).unlink()
-    assert missing not in folder.records()
-    assert json.loads(folder.settings.read_text())["samples"] == 3

@@ -1,8 +1,9 @@
-"""Known scores to known means, changes, wins and warnings."""
+"""Known scores to known means, changes, wins and distances."""
 
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from dpok_cli.engine.evaluation.plan import Prompt
 from dpok_cli.engine.evaluation.results import COLUMNS, summarise, to_csv
 from dpok_cli.errors import DpokError
+from dpok_cli.rewards.embedding import ImageEmbedding
 from dpok_cli.rewards.manager import build
 
 PROMPTS = (
@@ -19,9 +21,9 @@ PROMPTS = (
 )
 
 
-def results_of(planted, **more):
+def results_of(planted, embedding=None):
     evaluation, folder = planted
-    return summarise(evaluation, build(evaluation.rewards), folder, **more)
+    return summarise(evaluation, build(evaluation.rewards), folder, embedding)
 
 
 def find(results, **keys):
@@ -102,66 +104,6 @@ def test_images_of_a_seed_are_drawn_together(plant):
     assert (one["low"], one["high"]) == (two["low"], two["high"])
 
 
-def hacked(rises, falls):
-    def score(model, row, seed):
-        tuned, noise = model == "tuned", (seed % 3) / 10
-        return {
-            "image-reward": 1 + tuned * (rises + noise),
-            "judge": 1 - tuned * (falls + noise),
-        }
-
-    return score
-
-
-def test_a_fall_of_a_held_out_score_under_a_rise_is_a_warning(plant):
-    (warning,) = results_of(plant(hacked(0.5, 0.3)))["warnings"]
-    assert warning["kind"] == "possible reward hacking"
-    assert (warning["model"], warning["group"], warning["falling"]) == ("tuned", "seen", ["judge"])
-    assert warning["text"].startswith("Possible reward hacking by tuned on seen prompts: judge")
-
-
-@pytest.mark.parametrize(
-    ("rises", "falls", "trained"),
-    [
-        (0.5, -0.5, ("image-reward:model=tiny",)),  # both rise
-        (0.5, -0.1, ("image-reward:model=tiny",)),  # the fall is within the noise
-        (-0.5, 0.5, ("image-reward:model=tiny",)),  # both fall: it failed, it did not hack
-        (0.5, 0.3, ("image-reward:model=tiny", "judge")),  # nothing was held out
-        (0.5, 0.3, ()),  # not known what it was trained on
-    ],
-)
-def test_nothing_else_is_a_warning(rises, falls, trained, plant):
-    assert results_of(plant(hacked(rises, falls), trained=trained))["warnings"] == []
-
-
-def test_where_lower_is_better_a_rise_is_a_loss(plant):
-    def score(model, row, seed):
-        tuned = model == "tuned"
-        return {"jpeg-compressibility": 5.0 + tuned, "judge": float(tuned)}
-
-    results = results_of(
-        plant(score, rewards=("jpeg-compressibility", "judge"), trained=("judge",))
-    )
-    row = find(results, scope="group", model="tuned", measure="jpeg-compressibility")
-    assert (row["difference"], row["win_rate"]) == (1.0, 0.0)
-    (warning,) = results["warnings"]
-    assert warning["falling"] == ["jpeg-compressibility"]
-
-
-@pytest.mark.parametrize("asked", [False, True])
-def test_a_score_without_weights_is_a_witness_if_it_was_asked_for(asked, plant):
-    """It may be there for another model that was trained on it, and tells nothing of quality."""
-
-    def score(model, row, seed):
-        tuned = model == "tuned"
-        return {"judge": float(tuned), "jpeg-incompressibility": 2.0 - tuned}
-
-    rewards = ("judge", "jpeg-incompressibility")
-    results = results_of(plant(score, rewards=rewards, trained=("judge",), asked=asked))
-    assert [each["witness"] for each in results["rewards"]] == [True, asked]
-    assert bool(results["warnings"]) == asked
-
-
 def test_rewards_say_who_was_trained_on_them(plant):
     results = results_of(plant(scores))
     assert [(each["name"], each["trained_by"]) for each in results["rewards"]] == [
@@ -171,16 +113,17 @@ def test_rewards_say_who_was_trained_on_them(plant):
     assert [each["name"] for each in results["models"]] == ["base", "tuned"]
 
 
-def test_diversity_of_pixels(plant):
+def test_pixel_distance_of_the_images_on_disk(plant):
     def colour(model, row, seed):
         return (255, 255, 255) if model == "base" and seed % 2 else (0, 0, 0)
 
     results = results_of(plant(scores, colour=colour))
-    # 16 of the 28 pairs of 8 are one black and one white, 1 apart; root of the mean square
-    base = find(results, scope="group", model="base", measure="diversity")
-    assert base["mean"] == pytest.approx((16 / 28) ** 0.5)
-    assert find(results, scope="group", model="tuned", measure="diversity")["mean"] == 0
-    assert results["diversity"] == "pixels"
+    # 16 of the 28 pairs of 8 are one black and one white
+    base = find(results, scope="group", model="base", measure="pixel_distance")
+    assert (base["mean"], base["n"]) == (pytest.approx(16 / 28), 8)
+    assert find(results, scope="group", model="tuned", measure="pixel_distance")["mean"] == 0
+    assert results["diversity"] is None
+    assert not any(row["measure"] == "diversity" for row in results["rows"])
 
 
 def test_diversity_by_an_embedding(plant):
@@ -191,17 +134,21 @@ def test_diversity_by_an_embedding(plant):
     def colour(model, row, seed):
         return (255 * (seed < 4), 0, 0)
 
-    results = results_of(plant(scores, colour=colour), embedding=("clip:model=tiny", embed))
+    embedding = ImageEmbedding("clip:model=tiny", embed)
+    results = results_of(plant(scores, colour=colour), embedding)
     base = find(results, scope="group", model="base", measure="diversity")
     assert base["mean"] == pytest.approx(16 / 28)  # cosine distance 1 for 16 of 28 pairs
     assert results["diversity"] == "clip:model=tiny"
+    pixels = find(results, scope="group", model="base", measure="pixel_distance")
+    assert pixels["mean"] == pytest.approx(16 / 28 / 3**0.5)  # one channel of three
 
 
 def test_results_are_json_and_csv(plant):
-    planted = plant(scores, prompts=PROMPTS)
-    results = results_of(planted, remarks=["Left out."])
+    evaluation, folder = plant(scores, prompts=PROMPTS)
+    planted = replace(evaluation, remarks=("Left out.",)), folder
+    results = results_of(planted)
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert results == results_of(planted, remarks=["Left out."])
+    assert results == results_of(planted)
     assert results["remarks"] == ["Left out."]
     rows = list(csv.DictReader(io.StringIO(to_csv(results))))
     assert list(rows[0]) == list(COLUMNS)

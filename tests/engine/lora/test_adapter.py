@@ -15,9 +15,9 @@ from dpok_cli.errors import InputError
 def adapter(make_model, make_config, shake, tmp_path):
     """The folder of an adapter that changes much."""
     model = make_model()
-    model.adapt(make_config())
+    model.adapter.start(make_config())
     shake(model)
-    model.save_adapter(tmp_path / "adapter")
+    model.adapter.save(tmp_path / "adapter")
     return str(tmp_path / "adapter")
 
 
@@ -27,23 +27,23 @@ def gap(model, config):
     given = (torch.randn(2, 4, 8, 8, generator=random), torch.tensor([200, 700]))
     texts = model.encode(config.prompts)
     with torch.no_grad():
-        output = model.predict(*given, texts, 1.0)
+        output = model.denoiser(*given, texts, 1.0)
         with model.reference():
-            frozen = model.predict(*given, texts, 1.0)
+            frozen = model.denoiser(*given, texts, 1.0)
     return epsilon_kl(output, frozen).mean().item(), frozen
 
 
 def test_its_weights_are_taken_and_the_reference_stays(adapter, make_model, make_config, shake):
     config = make_config(init_adapter=adapter)
     made, plain, model = make_model(), make_model(), make_model()
-    made.adapt(make_config())
+    made.adapter.start(make_config())
     shake(made)
-    model.adapt(config)
+    model.adapter.start(config)
     own = dict(model.pipeline.unet.named_parameters())
     for name, weight in made.pipeline.unet.named_parameters():
         assert torch.equal(own[name], weight)
-    assert all(parameter.requires_grad for parameter in model.adapter_parameters())
-    plain.adapt(make_config())
+    assert all(parameter.requires_grad for parameter in model.adapter.parameters())
+    plain.adapter.start(make_config())
     assert gap(plain, config)[0] == 0
     assert gap(model, config)[0] > 1e-4
     assert torch.equal(gap(model, config)[1], gap(plain, config)[1])
@@ -54,7 +54,7 @@ def test_rl_from_sft_measures_its_kl_to_the_pre_trained_model(
 ):
     runs = dict(runs_dir=str(tmp_path))
     config = make_config(TrainSFTConfig, name="sft", steps=20, **runs)
-    run = RunFolder.create(config, "train-sft")
+    run = RunFolder.create(config)
     first = make_model()
     *_, last = train_sft(config, first, green, run)
     start, _ = gap(first, config)
@@ -66,7 +66,7 @@ def test_rl_from_sft_measures_its_kl_to_the_pre_trained_model(
         name="rl", init_adapter=str(run.adapter), updates_per_round=1, batch_size=16, **runs
     )
     model = make_model()
-    records = list(train_rl(config, model, green, RunFolder.create(config, "train-rl")))
+    records = list(train_rl(config, model, green, RunFolder.create(config)))
     assert records[0]["kl"] > 0.2 * last["kl"] > 0
     assert records[0]["ratio/first_max_dev"] <= 1e-6
     from_nothing = make_config(updates_per_round=1, batch_size=16)
@@ -79,11 +79,11 @@ def test_sft_from_rl(adapter, make_model, make_config, green, tmp_path):
     config = make_config(
         TrainSFTConfig, init_adapter=adapter, runs_dir=str(tmp_path), name="sft", log_every=1
     )
-    run = RunFolder.create(config, "train-sft")
+    run = RunFolder.create(config)
     record = next(iter(train_sft(config, make_model(), green, run)))
     assert record["kl"] > 1e-4
     plain = make_config(TrainSFTConfig, runs_dir=str(tmp_path), name="plain", log_every=1)
-    run = RunFolder.create(plain, "train-sft")
+    run = RunFolder.create(plain)
     other = next(iter(train_sft(plain, make_model(), green, run)))
     assert other["kl"] == 0
     assert other["reward/mean"] == record["reward/mean"]  # the reference drew both sets
@@ -93,7 +93,7 @@ def test_a_run_goes_on_without_the_adapter_it_began_from(
     adapter, make_model, make_config, green, tmp_path
 ):
     config = make_config(init_adapter=adapter, runs_dir=str(tmp_path), name="rl", rounds=1)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     model = make_model()
     list(train_rl(config, model, green, run))
     (tmp_path / "adapter/pytorch_lora_weights.safetensors").unlink()
@@ -117,7 +117,7 @@ def test_a_run_goes_on_without_the_adapter_it_began_from(
 )
 def test_one_that_does_not_fit(changes, message, adapter, model, make_config):
     with pytest.raises(InputError) as caught:
-        model.adapt(make_config(init_adapter=adapter, **changes))
+        model.adapter.start(make_config(init_adapter=adapter, **changes))
     assert message in str(caught.value)
 
 
@@ -125,10 +125,10 @@ def test_one_of_another_model(adapter, build, make_config):
     from dpok_cli.engine.bases.model import DiffusionModel
 
     with pytest.raises(InputError, match="does not fit this model"):
-        DiffusionModel(build(blocks=(8, 16, 16))).adapt(make_config(init_adapter=adapter))
+        DiffusionModel(build(blocks=(8, 16, 16))).adapter.start(make_config(init_adapter=adapter))
 
 
 def test_one_that_is_no_adapter(model, make_config, tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"a.safetensors cannot be read"):
-        model.adapt(make_config(init_adapter=str(tmp_path / "a.safetensors")))
+        model.adapter.start(make_config(init_adapter=str(tmp_path / "a.safetensors")))

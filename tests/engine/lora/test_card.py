@@ -4,17 +4,19 @@ import json
 
 import torch
 
-from dpok_cli.config import SampleConfig, TrainRLConfig, resolve
-from dpok_cli.engine.bases.model import load
+from dpok_cli.config import SampleConfig, resolve
+from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.rl.loop import train_rl
+from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.sampler import sample, to_pil
+from dpok_cli.engine.sampling.pictures import to_pil
+from dpok_cli.engine.sampling.sampler import Sampler
 
 
 def test_what_the_card_says(make_config, tmp_path):
     config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
-    card = adapter_card(config, 1234, clip_sample=False)
+    card = adapter_card(config, 1234, clip_sample=False, source=config.model)
     _, head, text = card.split("---\n", 2)
     assert f"base_model: {config.model}\n" in head
     assert "library_name: diffusers\n" in head
@@ -31,13 +33,13 @@ def test_what_the_card_says(make_config, tmp_path):
 def test_the_code_of_the_card_draws_the_trained_images(make_config, green, tmp_path, monkeypatch):
     config = make_config(runs_dir=str(tmp_path), rounds=1, guidance_scale=3.0)
     model = load(config)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     list(train_rl(config, model, green, run))
     card = (run.adapter / "README.md").read_text()
     monkeypatch.chdir(run.adapter)
     names: dict = {}
     exec(card.split("```python\n")[1].split("```")[0], names)
     drawing = make_config(SampleConfig, guidance_scale=3.0)
-    (ours,) = sample(model, config.prompts[:1], [0], drawing)
+    (ours,) = Sampler(model, drawing).sample(config.prompts[:1], [0])
     theirs = torch.tensor(list(names["image"].tobytes()))
     assert (theirs - torch.tensor(list(to_pil(ours.image).tobytes()))).abs().max() <= 1

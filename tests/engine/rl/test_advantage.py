@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from dpok_cli.engine.rl.advantage import PromptAdvantages, ValueFunction, above_expected
+from dpok_cli.engine.rl.advantage import PromptAdvantage, residuals
+from dpok_cli.engine.rl.value import ValueFunction
 
 
 def per_prompt(rewards, prompts, starts):
     """Advantages of a first round."""
-    return PromptAdvantages().of_round(rewards, prompts, starts)
+    return PromptAdvantage().of_round(rewards, prompts, starts)
 
 
 def test_each_prompt_is_measured_against_itself():
@@ -29,27 +30,27 @@ def test_a_prompt_alone_is_measured_against_all():
 def test_what_x_t_brings_is_left_out():
     # From 7: mean 2, gaps -1, 1; from 8: mean 20, gaps -3, 3; groups -9 and 9 from the mean of all.
     # F = (4 x 81 / 1) / (20 / 2) = 32.4, so 1 / 32.4 of a group's 9 is left: 0.2778
-    gaps = above_expected(torch.tensor([1.0, 17.0, 3.0, 23.0]), torch.tensor([7, 8, 7, 8]))
+    gaps = residuals(torch.tensor([1.0, 17.0, 3.0, 23.0]), torch.tensor([7, 8, 7, 8]))
     left = 9 / 32.4
     assert gaps.tolist() == pytest.approx([-1 - left, -3 + left, 1 - left, 3 + left], rel=1e-5)
 
 
 def test_groups_that_differ_by_chance_are_one():
     # Group means 3 and 5, each from gaps of 2: F = (4 x 1 / 1) / (16 / 2) = 0.5
-    gaps = above_expected(torch.tensor([1.0, 5.0, 3.0, 7.0]), torch.tensor([7, 7, 8, 8]))
+    gaps = residuals(torch.tensor([1.0, 5.0, 3.0, 7.0]), torch.tensor([7, 7, 8, 8]))
     assert gaps.tolist() == [-3.0, 1.0, -1.0, 3.0]
 
 
 @pytest.mark.parametrize("starts", [[1, 2, 3], [4, 4, 4]])
 def test_without_groups_to_compare_the_mean_is_that_of_all(starts):
-    gaps = above_expected(torch.tensor([1.0, 2.0, 6.0]), torch.tensor(starts))
+    gaps = residuals(torch.tensor([1.0, 2.0, 6.0]), torch.tensor(starts))
     assert gaps.tolist() == [-2.0, -1.0, 3.0]
 
 
 def test_each_prompt_has_its_own_groups():
     rewards = torch.tensor([1.0, 17.0, 3.0, 23.0, 4.0, 6.0])
     advantages = per_prompt(rewards, ["a"] * 4 + ["b"] * 2, [7, 8, 7, 8, 7, 8])
-    gaps = above_expected(rewards[:4], torch.tensor([7, 8, 7, 8]))
+    gaps = residuals(rewards[:4], torch.tensor([7, 8, 7, 8]))
     scale = gaps.square().mean().sqrt()
     assert advantages.tolist() == pytest.approx([*(gaps / scale).tolist(), -1, 1], abs=1e-5)
 
@@ -64,7 +65,7 @@ def test_the_expected_is_nearest_the_truth_where_x_t_matters_and_where_it_does_n
             truth = share**0.5 * torch.randn(6, generator=random)[starts]
             rewards = truth + (1 - share) ** 0.5 * torch.randn(24, generator=random)
             group = rewards.view(6, 4).mean(1)[starts]
-            guesses = (rewards.mean(), group, rewards - above_expected(rewards, starts))
+            guesses = (rewards.mean(), group, rewards - residuals(rewards, starts))
             errors += torch.stack([(guess - truth).square().mean() for guess in guesses])
         errors /= 400
         assert errors[2] <= min(errors[0], errors[1]) + 0.04
@@ -79,7 +80,7 @@ def test_equal_rewards_say_nothing(value, samples):
 
 
 def test_the_unit_is_the_spread_of_all_rounds_so_far():
-    advantages = PromptAdvantages()
+    advantages = PromptAdvantage()
     first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))
     assert first.tolist() == pytest.approx([-1, 1], abs=1e-5)  # gaps of 3
     # gaps of 1: sum of squares 9 + 9 + 1 + 1 of 4 samples, so a unit of 5^0.5

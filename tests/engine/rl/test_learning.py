@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from dpok_cli.config import SampleConfig, TrainRLConfig
-from dpok_cli.engine.bases.model import load
+from dpok_cli.config import SampleConfig
+from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.rl.loop import train_rl
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.rl.settings import TrainRLConfig
+from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.rewards.combined import WeightedReward
 
 LEARNING = dict(
@@ -50,7 +51,7 @@ def test_the_reward_rises(learner, make_config, green, weight):
     train(config, model, WeightedReward([(reward, weight)]))
 
     def score():
-        drawn = [one.image for one in sample(model, config.prompts, range(8), config)]
+        drawn = [one.image for one in Sampler(model, config).sample(config.prompts, range(8))]
         return reward.score(torch.stack(drawn), ["-"] * 16)
 
     after = score()
@@ -156,7 +157,7 @@ def test_accumulated_micro_batches_are_one_large_batch(make_model, make_config, 
     parts, record_of_parts = trained(batch_size=4, gradient_accumulation=4)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
     untrained = make_model()
-    untrained.add_adapter(4, 0.0, make_config().lora_targets, seed=0)
+    untrained.adapter.add(4, 0.0, make_config().lora_targets, seed=0)
     assert (whole - weights(untrained)).abs().max() > 5e-5
     # Adam does not see the gradient's scale; its norm does
     for key in ("grad_norm", "loss", "kl"):
@@ -179,7 +180,7 @@ def test_drawing_between_rounds_changes_nothing(make_model, make_config, green, 
     train(config, undisturbed, green)
     other = make_config(SampleConfig, prompts=("a cup",), guidance_scale=3.0)
     for _ in train_rl(config, disturbed, green):
-        list(sample(disturbed, other.prompts, [0], other))
+        list(Sampler(disturbed, other).sample(other.prompts, [0]))
     torch.testing.assert_close(weights(disturbed), weights(undisturbed), rtol=0, atol=1e-6)
 
 
@@ -191,7 +192,7 @@ def test_half_precision_trains_an_adapter_in_float32(make_config, green, precisi
     config = make_config(precision=precision, guidance_scale=3.0)
     model = load(config)
     records = train(config, model, green)
-    assert {parameter.dtype for parameter in model.adapter_parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.adapter.parameters()} == {torch.float32}
     assert weights(model).isfinite().all()
     assert all(0 <= record["ratio/first_max_dev"] < 0.05 for record in records)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from dpok_cli.engine.rl.advantage import ValueFunction
-from dpok_cli.engine.rl.loop import RLTrainer, train_rl
+from dpok_cli.engine.rl.loop import train_rl
+from dpok_cli.engine.rl.value import ValueFunction
 from dpok_cli.engine.sampling.step import epsilon_kl, gaussian_kl
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -17,11 +17,6 @@ GENTLE = dict(beta_end=0.004)
 
 def train(config, model, reward):
     return list(train_rl(config, model, reward))
-
-
-def buffer(trainer):
-    assert trainer.buffer is not None
-    return trainer.buffer
 
 
 def test_every_round_is_measured(model, make_config, green):
@@ -41,14 +36,14 @@ def test_every_round_is_measured(model, make_config, green):
         "seconds/rollout",
         "seconds/reward",
         "seconds/update",
-        "unet_rows",
+        "denoiser_evaluations",
     } <= first.keys()
     assert first.keys() == second.keys()
     assert all(math.isfinite(value) for value in (*first.values(), *second.values()))
     assert (first["round"], second["round"]) == (1, 2)
     assert (first["samples"], second["samples"]) == (4, 8)
     # 4 samples of 4 steps, then 2 updates of 4 transitions by policy and reference
-    assert (first["unet_rows"], second["unet_rows"]) == (32, 64)
+    assert (first["denoiser_evaluations"], second["denoiser_evaluations"]) == (32, 64)
     assert first["reward/green"] == first["reward/mean"]
     assert first["reward/std"] > 0
     assert first["grad_norm"] > 0
@@ -91,46 +86,49 @@ def test_the_learning_rate_warms_up_and_falls(model, make_config, green):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
-def test_the_kl_is_of_the_form_asked_for(model, shake, make_config, green, kl, guidance_scale):
-    trainer = RLTrainer(make_config(kl=kl, guidance_scale=guidance_scale), model, green, None)
-    trainer.round(1)
+def test_the_kl_is_of_the_form_asked_for(
+    rl_loop, model, shake, make_config, green, kl, guidance_scale
+):
+    loop = rl_loop(make_config(kl=kl, guidance_scale=guidance_scale), model, green)
+    loop.advance(1)
     shake(model)
-    batch, denoising = buffer(trainer), trainer.denoising
+    batch, denoising = loop.buffer.examples, loop.sampler.denoising
 
     def output():
-        timesteps, embeds = denoising.timesteps[batch.step], trainer.conditioning[batch.prompt]
+        timesteps, embeds = denoising.timesteps[batch.step], loop.conditioning[batch.prompt]
         with torch.no_grad():
-            return model.predict(batch.latents, timesteps, embeds, guidance_scale)
+            return model.denoiser(batch.latents, timesteps, embeds, guidance_scale)
 
     policy = output()
     with model.reference():
         frozen = output()
     if kl == "gaussian":
-        mean, std = denoising.distribution(policy, batch.latents, batch.step)
-        expected = gaussian_kl(
-            mean, denoising.distribution(frozen, batch.latents, batch.step)[0], std
+        new, old = (
+            denoising.distribution(each, batch.latents, batch.step) for each in (policy, frozen)
         )
+        expected = gaussian_kl(new.mean, old.mean, new.std)
     else:
         expected = epsilon_kl(policy, frozen)
-    assert trainer.loss(batch).kl.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+    measured = loop.objective.loss(batch).measured
+    assert measured["kl"].item() == pytest.approx(expected.mean().item(), rel=1e-4)
     assert expected.mean() > 1e-3
 
 
 # --------------------------------------------------------------------------------------- advantages
 
 
-def test_the_raw_reward_as_advantage(model, make_config, green):
-    trainer = RLTrainer(make_config(advantage="reward"), model, green, None)
-    trainer.round(1)
-    assert torch.equal(buffer(trainer).advantage, buffer(trainer).reward)
-    assert buffer(trainer).reward.unique().numel() == 4
+def test_the_raw_reward_as_advantage(rl_loop, model, make_config, green):
+    loop = rl_loop(make_config(advantage="reward"), model, green)
+    loop.advance(1)
+    assert torch.equal(loop.buffer.examples.advantage, loop.buffer.examples.reward)
+    assert loop.buffer.examples.reward.unique().numel() == 4
 
 
-def test_the_advantage_among_the_samples_of_a_prompt(model, make_config, green):
-    trainer = RLTrainer(make_config(advantage="prompt", timestep_fraction=1.0), model, green, None)
-    trainer.round(1)
+def test_the_advantage_among_the_samples_of_a_prompt(rl_loop, model, make_config, green):
+    loop = rl_loop(make_config(advantage="prompt", timestep_fraction=1.0), model, green)
+    loop.advance(1)
     # two samples of each of two prompts, from one x_T: one is better, one is worse
-    seen = buffer(trainer)
+    seen = loop.buffer.examples
     for row in (0, 1):
         values = set(seen.advantage[seen.prompt == row].round(decimals=2).tolist())
         assert values == {-1.0, 1.0}
@@ -138,10 +136,10 @@ def test_the_advantage_among_the_samples_of_a_prompt(model, make_config, green):
         assert torch.equal(first, second)
 
 
-def test_the_advantage_over_the_value(model, make_config, constant):
+def test_the_advantage_over_the_value(rl_loop, model, make_config, constant):
     """A value function that expects just what comes leaves nothing to learn."""
     config = make_config(advantage="value", beta=0.0, value_learning_rate=1e-9)
-    trainer = RLTrainer(config, model, constant(2.0), None)
+    loop = rl_loop(config, model, constant(2.0))
 
     class Expecting(ValueFunction):
         def __init__(self, value):
@@ -152,10 +150,10 @@ def test_the_advantage_over_the_value(model, make_config, constant):
             assert len(latents) == len(prompt_embeds) == len(timesteps)
             return self.expected.expand(len(latents))
 
-    trainer.value = Expecting(2.0)
-    assert trainer.round(1)["grad_norm"] == 0
-    trainer.value = Expecting(1.5)
-    assert trainer.update(2)["loss"] == pytest.approx(-0.5, abs=1e-2)
+    loop.advantage.value = Expecting(2.0)
+    assert loop.advance(1)["grad_norm"] == 0
+    loop.advantage.value = Expecting(1.5)
+    assert loop.update(2)["loss"] == pytest.approx(-0.5, abs=1e-2)
 
 
 def test_the_value_function_is_fitted(model, make_config, constant):
@@ -185,28 +183,28 @@ def test_equal_rewards_move_nothing(model, make_config, constant):
 # --------------------------------------------------------------------------- prompts, seeds, buffer
 
 
-def test_prompts_take_turns_and_seeds_never_return(model, make_config, green):
+def test_prompts_take_turns_and_seeds_never_return(rl_loop, model, make_config, green):
     config = make_config(prompts=("a", "b", "c"), samples_per_round=8, group_size=1)
-    trainer = RLTrainer(config, model, green, None)
-    drawn = [trainer.draw(number) for number in range(1, 30)]
+    loop = rl_loop(config, model, green)
+    drawn = [loop.draw(number) for number in range(1, 30)]
     for prompt, seeds, starts in drawn:
         assert starts == seeds
         counts = prompt.bincount(minlength=3).tolist()
         assert sorted(counts) == [2, 3, 3]
         assert all(0 <= seed < 2**63 for seed in seeds)
     assert len({seed for _, seeds, _ in drawn for seed in seeds}) == 29 * 8
-    again = trainer.draw(7)
+    again = loop.draw(7)
     assert torch.equal(again[0], drawn[6][0])
     assert again[1:] == drawn[6][1:]
     short = dict(prompts=("a", "b", "c"), samples_per_round=2, group_size=1)
-    few = RLTrainer(make_config(**short), model, green, None)
+    few = rl_loop(make_config(**short), model, green)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
 
 
-def test_groups_share_their_prompt_and_their_first_noise(model, make_config, green):
+def test_groups_share_their_prompt_and_their_first_noise(rl_loop, model, make_config, green):
     config = make_config(prompts=("a", "b", "c"), samples_per_round=10, group_size=4)
-    prompt, seeds, starts = RLTrainer(config, model, green, None).draw(1)
+    prompt, seeds, starts = rl_loop(config, model, green).draw(1)
     assert starts == [seeds[0]] * 4 + [seeds[4]] * 4 + [seeds[8]] * 2
     assert len(set(seeds)) == 10
     rows = prompt.tolist()
@@ -215,24 +213,24 @@ def test_groups_share_their_prompt_and_their_first_noise(model, make_config, gre
 
 
 @pytest.mark.parametrize("advantage", ["reward", "value"])
-def test_there_are_groups_only_where_they_are_compared(model, make_config, green, advantage):
+def test_there_are_groups_only_where_they_are_compared(
+    rl_loop, model, make_config, green, advantage
+):
     config = make_config(samples_per_round=4, group_size=4, advantage=advantage)
-    _, seeds, starts = RLTrainer(config, model, green, None).draw(1)
+    _, seeds, starts = rl_loop(config, model, green).draw(1)
     assert starts == seeds
 
 
-def test_other_random_steps_are_trained_on_in_every_round(model, make_config, green):
-    trainer = RLTrainer(
-        make_config(updates_per_round=1, timestep_choice="random"), model, green, None
-    )
+def test_other_random_steps_are_trained_on_in_every_round(rl_loop, model, make_config, green):
+    loop = rl_loop(make_config(updates_per_round=1, timestep_choice="random"), model, green)
     taken = []
     for number in (1, 2, 3):
-        trainer.round(number)
-        taken.append(tuple(buffer(trainer).step.tolist()))
+        loop.advance(number)
+        taken.append(tuple(loop.buffer.examples.step.tolist()))
     assert len(set(taken)) == 3
 
 
-def test_every_image_is_scored_for_its_own_prompt(model, make_config):
+def test_every_image_is_scored_for_its_own_prompt(rl_loop, model, make_config):
     class Rabbit(RewardModel):
         name = "rabbit"
         seen: tuple = ()
@@ -242,15 +240,13 @@ def test_every_image_is_scored_for_its_own_prompt(model, make_config):
             return torch.tensor([float("rabbit" in prompt) for prompt in prompts])
 
     reward = Rabbit()
-    trainer = RLTrainer(
-        make_config(advantage="reward"), model, WeightedReward([(reward, 1.0)]), None
-    )
-    trainer.round(1)
+    loop = rl_loop(make_config(advantage="reward"), model, WeightedReward([(reward, 1.0)]))
+    loop.advance(1)
     assert sorted(reward.seen) == sorted(make_config().prompts * 2)
-    assert torch.equal(buffer(trainer).reward, (buffer(trainer).prompt == 0).float())
+    assert torch.equal(loop.buffer.examples.reward, (loop.buffer.examples.prompt == 0).float())
 
 
-def test_the_buffer_keeps_its_size_and_the_newest(make_model, make_config, green):
+def test_the_buffer_keeps_its_size_and_the_newest(rl_loop, make_model, make_config, green):
     config = make_config(
         buffer_size=20,
         timestep_fraction=1.0,
@@ -259,15 +255,15 @@ def test_the_buffer_keeps_its_size_and_the_newest(make_model, make_config, green
         learning_rate=5e-2,
         advantage="reward",
     )
-    trainer = RLTrainer(config, make_model(**GENTLE), green, None)
-    trainer.round(1)
-    assert len(buffer(trainer)) == trainer.fresh == 16
-    first = buffer(trainer)
-    record = trainer.round(2)
-    assert len(buffer(trainer)) == 20
-    assert trainer.fresh == 16
-    assert torch.equal(buffer(trainer).latents[16:], first.latents[:4])
-    assert not torch.equal(buffer(trainer).latents[:4], first.latents[:4])
+    loop = rl_loop(config, make_model(**GENTLE), green)
+    loop.advance(1)
+    assert len(loop.buffer.examples) == loop.buffer.fresh == 16
+    first = loop.buffer.examples
+    record = loop.advance(2)
+    assert len(loop.buffer.examples) == 20
+    assert loop.buffer.fresh == 16
+    assert torch.equal(loop.buffer.examples.latents[16:], first.latents[:4])
+    assert not torch.equal(loop.buffer.examples.latents[:4], first.latents[:4])
     # all 20 were in the first update: 16 at a ratio of 1, and 4 that an older policy drew
     assert record["ratio/first_max_dev"] <= 1e-6
     assert abs(record["ratio/mean"] - 1) > 1e-5
@@ -275,17 +271,17 @@ def test_the_buffer_keeps_its_size_and_the_newest(make_model, make_config, green
 
 @pytest.mark.parametrize("buffer_size", [0, 5])
 def test_a_round_keeps_its_own_transitions_whatever_the_buffer(
-    model, make_config, green, buffer_size
+    rl_loop, model, make_config, green, buffer_size
 ):
-    trainer = RLTrainer(make_config(buffer_size=buffer_size), model, green, None)
+    loop = rl_loop(make_config(buffer_size=buffer_size), model, green)
     for number in (1, 2):
-        trainer.round(number)
-        assert len(buffer(trainer)) == trainer.fresh == 8  # 4 samples, half of 4 steps
+        loop.advance(number)
+        assert len(loop.buffer.examples) == loop.buffer.fresh == 8  # 4 samples, half of 4 steps
 
 
-def test_a_deterministic_last_step_is_never_trained_on(make_model, make_config, green):
+def test_a_deterministic_last_step_is_never_trained_on(rl_loop, make_model, make_config, green):
     model = make_model(set_alpha_to_one=True, steps_offset=0)
-    trainer = RLTrainer(make_config(timestep_fraction=1.0, kl="gaussian"), model, green, None)
-    record = trainer.round(1)
-    assert sorted(set(buffer(trainer).step.tolist())) == [0, 1, 2]
+    loop = rl_loop(make_config(timestep_fraction=1.0, kl="gaussian"), model, green)
+    record = loop.advance(1)
+    assert sorted(set(loop.buffer.examples.step.tolist())) == [0, 1, 2]
     assert all(math.isfinite(value) for value in record.values())

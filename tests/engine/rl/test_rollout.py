@@ -3,30 +3,39 @@
 import pytest
 import torch
 
+from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.rl.rollout import Trajectories, Transitions, choose_steps, rollout, transitions
-from dpok_cli.engine.sampling.step import Denoising, log_prob
+from dpok_cli.engine.sampling.sampler import Sampler
 
 # Noise from which an untrained UNet does not amplify latents far beyond what real ones are.
 GENTLE = dict(beta_end=0.004)
 
 
-def draw(model, denoising, prompt, seeds, guidance_scale, batch_size, starts=None):
-    embeds = model.encode(["a green rabbit", "two cats"], "blurred")
-    prompt = torch.tensor(prompt)
-    parts = rollout(model, denoising, embeds, prompt, seeds, guidance_scale, batch_size, starts)
+def sampler_of(model, steps, guidance_scale, batch_size, eta=1.0):
+    config = SamplingConfig(
+        num_inference_steps=steps,
+        eta=eta,
+        guidance_scale=guidance_scale,
+        sample_batch_size=batch_size,
+    )
+    return Sampler(model, config)
+
+
+def draw(sampler, prompt, seeds, starts=None, whole=True):
+    embeds = sampler.model.encode(["a green rabbit", "two cats"], "blurred")
+    parts = rollout(sampler, embeds, torch.tensor(prompt), seeds, starts, whole)
     return Trajectories.cat(list(parts)), embeds
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_a_sample_does_not_depend_on_its_batch(model, guidance_scale):
-    denoising = Denoising.of(model.scheduler, 4, 1.0)
     prompt, seeds = [0, 1, 1, 0, 1], [3, 1, 4, 1, 5]
-    together, _ = draw(model, denoising, prompt, seeds, guidance_scale, 8)
+    together, _ = draw(sampler_of(model, 4, guidance_scale, 8), prompt, seeds)
     for batch_size in (1, 2):
-        apart, _ = draw(model, denoising, prompt, seeds, guidance_scale, batch_size)
+        apart, _ = draw(sampler_of(model, 4, guidance_scale, batch_size), prompt, seeds)
         assert apart.prompt.tolist() == prompt
         assert (apart.images - together.images).abs().max() <= 1e-5
-    turned, _ = draw(model, denoising, prompt[::-1], seeds[::-1], guidance_scale, 3)
+    turned, _ = draw(sampler_of(model, 4, guidance_scale, 3), prompt[::-1], seeds[::-1])
     assert (turned.images.flip(0) - together.images).abs().max() <= 1e-5
     # and yet seeds and prompts matter
     assert (together.images[0] - together.images[3]).abs().max() > 1e-2
@@ -34,35 +43,26 @@ def test_a_sample_does_not_depend_on_its_batch(model, guidance_scale):
 
 
 def test_a_start_is_the_first_noise_and_no_other(model):
-    denoising = Denoising.of(model.scheduler, 4, 1.0)
     prompt, seeds = [0, 0, 1, 0], [3, 1, 4, 7]
-    alone, _ = draw(model, denoising, prompt, seeds, 2.0, 4)
-    drawn, _ = draw(model, denoising, prompt, seeds, 2.0, 3, [3, 3, 3, 7])
+    sampler = sampler_of(model, 4, 2.0, 4)
+    alone, _ = draw(sampler, prompt, seeds)
+    drawn, _ = draw(sampler_of(model, 4, 2.0, 3), prompt, seeds, [3, 3, 3, 7])
     for sample, start in enumerate([0, 0, 0, 3]):
         assert torch.equal(drawn.latents[sample, 0], alone.latents[start, 0])
     for sample in (0, 3):  # those that start from their own seed are as they were
         torch.testing.assert_close(drawn.latents[sample], alone.latents[sample])
     # From one x_T, the first step's noise is each seed's own.
-    mean = denoising.distribution(
-        model.predict(
-            alone.latents[:1, 0],
-            denoising.timesteps[:1],
-            model.encode(["a green rabbit"], "blurred"),
-            2.0,
-        ),
-        alone.latents[:1, 0],
-        torch.tensor([0]),
-    )[0]
+    embeds = model.encode(["a green rabbit"], "blurred")
+    first = sampler.policy(alone.latents[:1, 0], torch.tensor([0]), embeds)
     for sample, seed in ((0, 3), (1, 1)):
         generator = torch.Generator().manual_seed(seed)
         _, noise = (torch.randn(4, 8, 8, generator=generator) for _ in range(2))
-        step = (drawn.latents[sample, 1] - mean[0]) / denoising.std[0]
+        step = (drawn.latents[sample, 1] - first.mean[0]) / sampler.denoising.std[0]
         torch.testing.assert_close(step, noise, rtol=1e-3, atol=1e-3)
 
 
 def test_shapes_and_ranges(model):
-    denoising = Denoising.of(model.scheduler, 3, 1.0)
-    drawn, _ = draw(model, denoising, [0, 1], [1, 2], 2.0, 2)
+    drawn, _ = draw(sampler_of(model, 3, 2.0, 2), [0, 1], [1, 2])
     assert drawn.latents.shape == (2, 4, 4, 8, 8)
     assert drawn.log_prob.shape == (2, 3)
     assert drawn.images.shape == (2, 3, 16, 16)
@@ -81,28 +81,25 @@ def test_log_probs_are_found_again_in_another_batch(
 ):
     """Trap: the ratio before the first update is 1."""
     model = make_model(prediction_type=prediction_type, **GENTLE)
-    model.add_adapter(4, 0, ["to_q", "to_v"], seed=0)
+    model.adapter.add(4, 0, ["to_q", "to_v"], seed=0)
     shake(model, 0.1)
-    denoising = Denoising.of(model.scheduler, 6, 1.0)
-    drawn, embeds = draw(model, denoising, [0, 1] * 3, range(6), guidance_scale, 4)
-    steps = choose_steps(6, denoising.stochastic, 1.0, "random", torch.Generator())
+    sampler = sampler_of(model, 6, guidance_scale, 4)
+    drawn, embeds = draw(sampler, [0, 1] * 3, range(6))
+    steps = choose_steps(6, sampler.denoising.stochastic, 1.0, "random", torch.Generator())
     taken = transitions(drawn, torch.zeros(6), torch.zeros(6), steps)
     assert len(taken) == 36
     for start in range(0, 36, 9):
         batch = taken[slice(start, start + 9)]
-        timesteps, prompts = denoising.timesteps[batch.step], embeds[batch.prompt]
-        output = model.predict(batch.latents, timesteps, prompts, guidance_scale)
-        mean, std = denoising.distribution(output, batch.latents, batch.step)
-        ratio = (log_prob(batch.next_latents, mean, std) - batch.log_prob).exp()
+        policy = sampler.policy(batch.latents, batch.step, embeds[batch.prompt])
+        ratio = (policy.log_prob(batch.next_latents) - batch.log_prob).exp()
         assert (ratio - 1).abs().max() <= 1e-6
 
 
 def test_guidance_counts_twice(model):
-    denoising = Denoising.of(model.scheduler, 3, 1.0)
-    draw(model, denoising, [0, 1, 0], [1, 2, 3], 1.0, 2)
-    assert model.unet_rows == 9
-    draw(model, denoising, [0, 1, 0], [1, 2, 3], 1.5, 2)
-    assert model.unet_rows == 9 + 18
+    draw(sampler_of(model, 3, 1.0, 2), [0, 1, 0], [1, 2, 3])
+    assert model.denoiser.evaluations == 9
+    draw(sampler_of(model, 3, 1.5, 2), [0, 1, 0], [1, 2, 3])
+    assert model.denoiser.evaluations == 9 + 18
 
 
 def test_guidance_is_inside_the_output(model):
@@ -111,7 +108,7 @@ def test_guidance_is_inside_the_output(model):
     latents, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
     with torch.no_grad():
         guided, unguided, to_negative = (
-            model.predict(latents, timesteps, given, scale)
+            model.denoiser(latents, timesteps, given, scale)
             for given, scale in ((embeds, 3.0), (embeds, 1.0), (negative, 1.0))
         )
     assert (guided - unguided).abs().max() > 1e-3
@@ -120,17 +117,24 @@ def test_guidance_is_inside_the_output(model):
 
 def test_a_deterministic_last_step_has_no_log_prob(make_model):
     model = make_model(set_alpha_to_one=True, steps_offset=0)
-    denoising = Denoising.of(model.scheduler, 4, 1.0)
-    drawn, _ = draw(model, denoising, [0, 1], [1, 2], 1.0, 2)
+    drawn, _ = draw(sampler_of(model, 4, 1.0, 2), [0, 1], [1, 2])
     assert drawn.log_prob[:, 3].tolist() == [0.0, 0.0]
     assert (drawn.log_prob[:, :3] != 0).all()
     assert drawn.latents.isfinite().all()
 
 
 def test_without_eta_there_is_no_log_prob(model):
-    denoising = Denoising.of(model.scheduler, 3, 0.0)
-    drawn, _ = draw(model, denoising, [0], [1], 1.0, 1)
+    drawn, _ = draw(sampler_of(model, 3, 1.0, 1, eta=0.0), [0], [1])
     assert drawn.log_prob.tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_an_objective_may_need_x_0_alone(model):
+    sampler = sampler_of(model, 3, 1.0, 2)
+    drawn, _ = draw(sampler, [0, 1, 0], [1, 2, 3], whole=False)
+    whole, _ = draw(sampler, [0, 1, 0], [1, 2, 3])
+    assert torch.equal(drawn.latents, whole.latents[:, -1:])
+    assert drawn.log_prob.shape == (3, 0)
+    assert torch.equal(drawn.images, whole.images)
 
 
 def numbered(samples=3, steps=5):

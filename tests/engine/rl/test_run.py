@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpok_cli.config import SampleConfig
-from dpok_cli.engine.bases.model import load
-from dpok_cli.engine.bases.source import ADAPTER_FILE
+from dpok_cli.engine.bases.load import load
+from dpok_cli.engine.lora.files import ADAPTER_FILE
 from dpok_cli.engine.rl.loop import train_rl
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -29,7 +29,7 @@ def test_the_run_folder(model, make_config, green, tmp_path, weights):
     config = make_config(
         runs_dir=str(tmp_path), name="one", rounds=3, sample_every=2, sample_count=4
     )
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     records = train(config, model, green, run)
     assert run.history() == records
     assert [json.loads(line)["round"] for line in run.metrics.read_text().splitlines()] == [1, 2, 3]
@@ -40,7 +40,7 @@ def test_the_run_folder(model, make_config, green, tmp_path, weights):
         assert before.size == after.size == (12 * 34, 12 * 34)
         assert before.tobytes() != after.tobytes()
     # drawing grids is no training
-    assert records[-1]["unet_rows"] == 3 * 32
+    assert records[-1]["denoiser_evaluations"] == 3 * 32
     # the grid is what `sample` draws
     load_again = load(config, run.adapter)
     assert torch.equal(weights(load_again), weights(model))
@@ -51,12 +51,16 @@ def test_the_adapter_of_a_run_draws_the_same_images_in_diffusers(
 ):
     config = make_config(runs_dir=str(tmp_path), lora_alpha=12.0, learning_rate=5e-2)
     model = load(config)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     train(config, model, green, run)
     drawing = make_config(SampleConfig, prompts=("two cats",), guidance_scale=3.0)
-    ours = torch.stack([one.image for one in sample(model, drawing.prompts, range(3), drawing)])
+    ours = torch.stack(
+        [one.image for one in Sampler(model, drawing).sample(drawing.prompts, range(3))]
+    )
     with model.reference():
-        base = torch.stack([one.image for one in sample(model, drawing.prompts, range(3), drawing)])
+        base = torch.stack(
+            [one.image for one in Sampler(model, drawing).sample(drawing.prompts, range(3))]
+        )
     pipeline = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.load_lora_weights(run.adapter)
@@ -74,7 +78,7 @@ def test_the_adapter_of_a_run_draws_the_same_images_in_diffusers(
 
 def test_tensorboard_events_are_written(model, make_config, green, tmp_path):
     config = make_config(runs_dir=str(tmp_path), name="one", rounds=1, tracker="tensorboard")
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train(config, model, green, run)
@@ -92,7 +96,7 @@ def test_a_grid_holds_no_more_images_than_asked_for(model, make_config, green, t
     config = make_config(
         runs_dir=str(tmp_path), rounds=1, prompts=prompts, sample_every=1, sample_count=4
     )
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     train(config, model, green, run)
     with Image.open(run.samples / "round-00001.png") as picture:
         columns, rows = ((side // 12 + 2) // 18 for side in picture.size)
@@ -132,7 +136,7 @@ def test_a_broken_reward_stops_the_run_in_its_name(
     model, make_config, tmp_path, value, said, weights
 ):
     config = make_config(runs_dir=str(tmp_path), rounds=5, sample_every=1)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     loop = train_rl(config, model, WeightedReward([(Breaking(value, rounds=2), 1.0)]), run)
     records = [next(loop), next(loop)]
     with pytest.raises(RewardError) as raised:
@@ -144,7 +148,7 @@ def test_a_broken_reward_stops_the_run_in_its_name(
 
 def test_what_was_reached_is_kept_when_a_reward_breaks(model, make_config, tmp_path, weights):
     config = make_config(runs_dir=str(tmp_path), rounds=5, sample_every=0)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     reward = WeightedReward([(Breaking(float("nan"), rounds=2), 1.0)])
     with pytest.raises(RewardError):
         train(config, model, reward, run)
@@ -155,7 +159,7 @@ def test_what_was_reached_is_kept_when_a_reward_breaks(model, make_config, tmp_p
 
 def test_what_was_reached_is_kept_when_the_person_stops(model, make_config, green, tmp_path):
     config = make_config(runs_dir=str(tmp_path), rounds=5, sample_every=0)
-    run = RunFolder.create(config, "train-rl")
+    run = RunFolder.create(config)
     loop = train_rl(config, model, green, run)
     next(loop)
     assert isinstance(loop, Generator)
@@ -166,10 +170,10 @@ def test_what_was_reached_is_kept_when_the_person_stops(model, make_config, gree
 def test_a_loss_without_bounds_stops_the_run(model, make_config, tmp_path, weights, constant):
     changes = dict(alpha=1e38, advantage="reward", advantage_clip=0.0, updates_per_round=20)
     config = make_config(runs_dir=str(tmp_path), **changes)
-    run = RunFolder.create(config, "train-rl")
-    model.add_adapter(4, 0.0, config.lora_targets, seed=0)
+    run = RunFolder.create(config)
+    model.adapter.add(4, 0.0, config.lora_targets, seed=0)
     before = weights(model)
-    with pytest.raises(TrainingError, match="20 times in a row.* Lower --learning-rate"):
+    with pytest.raises(TrainingError, match="20 times in a row.* lower --learning-rate"):
         train(config, model, constant(1e3), run)
     assert torch.equal(weights(model), before)  # nothing broken got in
 
@@ -178,15 +182,15 @@ def test_a_gradient_without_bounds_stops_the_run(model, make_config, weights, co
     """The loss is finite, its gradient is not."""
     changes = dict(alpha=1e36, advantage="reward", advantage_clip=0.0, updates_per_round=20)
     config = make_config(rounds=1, **changes)
-    model.add_adapter(4, 0.0, config.lora_targets, seed=0)
+    model.adapter.add(4, 0.0, config.lora_targets, seed=0)
     with pytest.raises(TrainingError):
         train(config, model, constant(1e2))
     assert weights(model).isfinite().all()
 
 
 def test_broken_images_are_not_blamed_on_the_reward(model, make_config, green):
-    model.add_adapter(4, 0.0, make_config().lora_targets, seed=0)
-    for parameter in model.adapter_parameters():
+    model.adapter.add(4, 0.0, make_config().lora_targets, seed=0)
+    for parameter in model.adapter.parameters():
         parameter.data.fill_(float("nan"))
     with pytest.raises(TrainingError):
         train(make_config(rounds=1), model, green)

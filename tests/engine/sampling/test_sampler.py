@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from dpok_cli.config import SampleConfig
-from dpok_cli.engine.sampling.sampler import grid, sample, to_pil
+from dpok_cli.engine.sampling.pictures import grid, to_pil
+from dpok_cli.engine.sampling.sampler import Sampler
 
 
 def draw(model, make_config, seeds, prompts=("a green rabbit", "two cats"), **changes):
-    return list(sample(model, prompts, seeds, make_config(SampleConfig, **changes)))
+    return list(Sampler(model, make_config(SampleConfig, **changes)).sample(prompts, seeds))
 
 
 def test_an_image_for_each_prompt_and_seed_in_order(model, make_config):

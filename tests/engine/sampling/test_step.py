@@ -38,7 +38,8 @@ def compare_with_diffusers(scheduler, steps, eta):
     for index, timestep in enumerate(scheduler.timesteps):
         what = f"step {index} of {dict(scheduler.config)}"
         step = torch.full((3,), index)
-        mean, std = denoising.distribution(output, latents, step)
+        policy = denoising.distribution(output, latents, step)
+        mean, std = policy.mean, policy.std
         stepped = scheduler.step(output, timestep, latents, eta=eta, variance_noise=zero)
         assert mean.isfinite().all(), what
         if stepped.prev_sample.isfinite().all():
@@ -86,12 +87,13 @@ def test_each_row_takes_its_own_step():
     denoising = Denoising.of(DDIMScheduler(**NOISE), 5, 1.0)
     output, latents = torch.randn(2, 3, 4, 2, 2).unbind(0)
     step = torch.tensor([4, 0, 2])
-    mean, std = denoising.distribution(output, latents, step)
+    policy = denoising.distribution(output, latents, step)
+    mean, std = policy.mean, policy.std
     assert std.shape == (3, 1, 1, 1)
     assert std.flatten().tolist() == denoising.std[step].tolist()
     for row in range(3):
         rows = slice(row, row + 1)
-        alone, _ = denoising.distribution(output[rows], latents[rows], step[rows])
+        alone = denoising.distribution(output[rows], latents[rows], step[rows]).mean
         torch.testing.assert_close(alone, mean[rows], rtol=0, atol=0)
 
 
@@ -113,7 +115,8 @@ def test_a_step_without_noise_has_no_density(to_one, offset):
     assert (denoising.std[-1] == 0) == quiet_end
     assert denoising.stochastic.tolist() == list(range(9 if quiet_end else 10))
     output, latents = torch.randn(2, 1, 4, 2, 2).unbind(0)
-    mean, std = denoising.distribution(output, latents, torch.tensor([9]))
+    policy = denoising.distribution(output, latents, torch.tensor([9]))
+    mean, std = policy.mean, policy.std
     assert mean.isfinite().all()
     assert std.isfinite().all()
 
@@ -147,8 +150,9 @@ def test_half_precision_is_computed_in_float32():
     denoising = Denoising.of(DDIMScheduler(**NOISE), 5, 1.0)
     output, latents = torch.randn(2, 3, 4, 2, 2).half().unbind(0)
     step = torch.tensor([3, 0, 2])
-    mean, std = denoising.distribution(output, latents, step)
-    expected, _ = denoising.distribution(output.float(), latents.float(), step)
+    policy = denoising.distribution(output, latents, step)
+    mean, std = policy.mean, policy.std
+    expected = denoising.distribution(output.float(), latents.float(), step).mean
     assert mean.dtype == std.dtype == torch.float32
     torch.testing.assert_close(mean, expected, rtol=0, atol=0)
     for function, arguments in (

@@ -1,18 +1,19 @@
 """The image set: what is drawn, what is kept, and what is refused."""
 
 import json
+import warnings
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.evaluation.compare import FRESH_SEEDS
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.sampling.sampler import sample
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.seeds import FRESH_SEEDS
 from dpok_cli.engine.sft.dataset.collect import collect
 from dpok_cli.engine.sft.dataset.store import ImageStore
+from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -40,18 +41,9 @@ def gather(make_model, make_config, green, tmp_path):
         changes = {"dataset": str(tmp_path / folder) if folder else ""} | changes
         config = make_config(TrainSFTConfig, **changes)
         model = model or make_model()
-        model.add_adapter(config.lora_rank, 0.0, config.lora_targets, config.seed)
         told = []
-        images = collect(
-            config,
-            model,
-            model.encode(config.prompts, config.negative_prompt),
-            reward,
-            run,
-            Accelerator(cpu=True),
-            stop,
-            lambda done, of: told.append((done, of)),
-        )
+        session = Session(config, model, run, stop, warnings.warn, config.steps)
+        images = collect(config, session, reward, lambda done, of: told.append((done, of)))
         return images, told
 
     return gather
@@ -81,7 +73,7 @@ def test_images_of_the_reference_with_their_prompts_seeds_and_rewards(
     assert len({entry["seed"] for entry in entries}) == 6
     assert images.scores.total.tolist() == [entry["rewards"]["green"] for entry in entries]
     for row, entry in enumerate(entries):  # each can be drawn again from its seed
-        (again,) = sample(make_model(), [entry["text"]], [entry["seed"]], make_config())
+        (again,) = Sampler(make_model(), make_config()).sample([entry["text"]], [entry["seed"]])
         with Image.open(tmp_path / "set" / entry["file_name"]) as picture:
             kept = torch.tensor(list(picture.tobytes())).view(16, 16, 3).permute(2, 0, 1)
         assert (kept / 255 - again.image).abs().max() <= 0.51 / 255
@@ -95,9 +87,8 @@ def test_images_of_the_reference_with_their_prompts_seeds_and_rewards(
 def test_an_adapter_does_not_draw(gather, make_model, shake):
     plain, _ = gather(folder="plain")
     tuned = make_model()
-    tuned.add_adapter(4, 0.0, ["to_q", "to_k", "to_v", "to_out.0"], 0)
+    tuned.adapter.add(4, 0.0, ["to_q", "to_k", "to_v", "to_out.0"], 0)
     shake(tuned)
-    tuned.add_adapter = lambda *_: None
     images, _ = gather(model=tuned, folder="tuned")
     assert torch.allclose(images.latents, plain.latents, atol=1e-5)
 
@@ -117,12 +108,12 @@ def test_a_set_that_is_whole_is_not_drawn_again(gather, make_model):
     first, _ = gather()
     model = make_model()
     again, told = gather(model=model)
-    assert (told, model.unet_rows) == ([], 0)
+    assert (told, model.denoiser.evaluations) == ([], 0)
     assert torch.equal(again.latents, first.latents)
     assert again.scores.total.tolist() == first.scores.total.tolist()
     fewer, _ = gather(images=3)
     assert torch.equal(fewer.latents, first.latents[:3])
-    assert (first.unet_rows, fewer.unet_rows) == (6 * 4, 3 * 4)
+    assert (first.evaluations, fewer.evaluations) == (6 * 4, 3 * 4)
 
 
 def test_another_reward_scores_what_is_there(gather, green, make_model, tmp_path):
@@ -130,7 +121,7 @@ def test_another_reward_scores_what_is_there(gather, green, make_model, tmp_path
     both = WeightedReward([*green.rewards.values(), (Red(), 2.0)])
     model = make_model()
     images, told = gather(both, model=model)
-    assert model.unet_rows == 0
+    assert model.denoiser.evaluations == 0
     assert told == [(4, 6), (6, 6)]
     assert images.scores.raw["green"].tolist() == first.scores.raw["green"].tolist()
     red = images.scores.raw["red"]
@@ -294,7 +285,7 @@ def own(tmp_path):
 @pytest.fixture
 def run(tmp_path, make_config):
     config = make_config(TrainSFTConfig, runs_dir=str(tmp_path / "runs"), name="run")
-    return RunFolder.create(config, "train-sft")
+    return RunFolder.create(config)
 
 
 def test_own_images_are_cut_encoded_and_scored_but_left_alone(own, run, gather, model):

@@ -1,32 +1,36 @@
 """Supervised fine-tuning: its weights, its steps, and going on with them bit for bit."""
 
+import warnings
+
 import pytest
 import torch
 
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sft.dataset.collect import ImageSet
-from dpok_cli.engine.sft.loop import SFTTrainer, train_sft
+from dpok_cli.engine.sft.loop import SFTLoop, train_sft
 from dpok_cli.engine.training import checkpoint
+from dpok_cli.engine.training.session import Session
+from dpok_cli.engine.training.updater import Updater
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import Scores, WeightedReward
 
 
 @pytest.fixture
-def trainer(make_model, make_config, tmp_path):
-    """Makes a trainer of five images with the rewards given."""
+def loop(make_model, make_config, tmp_path):
+    """Makes a loop on five images with the rewards given."""
 
     def make(rewards=(1.0, -3.0, 0.5, 2.0, -2.5), scheduler=None, **changes):
         config = make_config(TrainSFTConfig, **changes)
-        made = SFTTrainer(config, make_model(**scheduler or {}))
+        model = make_model(**scheduler or {})
+        session = Session(config, model, None, lambda: False, warnings.warn, config.steps)
         random = torch.Generator().manual_seed(3)
         latents = torch.randn(len(rewards), 4, 8, 8, generator=random)
         total = torch.tensor(rewards)
         scores = Scores(total, {"green": total})
         prompts = [config.prompts[row % 2] for row in range(len(rewards))]
-        made.weigh(ImageSet(latents, prompts, scores, 100, tmp_path))
-        return made
+        return SFTLoop(config, ImageSet(latents, prompts, scores, 100, tmp_path), session)
 
     return make
 
@@ -47,8 +51,8 @@ def assert_equal(a, b):
 # ------------------------------------------------------------------------------------- weights
 
 
-def test_images_without_weight_are_counted_and_left_out(trainer):
-    made = trainer(gamma=2.0)
+def test_images_without_weight_are_counted_and_left_out(loop):
+    made = loop(gamma=2.0)
     assert made.weights.tolist() == [3.0, 2.5, 4.0]
     assert made.prompts == ["a green rabbit", "a green rabbit", "two cats"]
     assert made.share == 3 / 5
@@ -65,11 +69,11 @@ def test_images_without_weight_are_counted_and_left_out(trainer):
     )
 
 
-def test_with_the_kl_in_the_loss_all_images_stay(trainer):
-    made = trainer(gamma=2.0, kl_form="kl-o")
+def test_with_the_kl_in_the_loss_all_images_stay(loop):
+    made = loop(gamma=2.0, kl_form="kl-o")
     assert made.weights.tolist() == [1.0, 0.0, 0.5, 2.0, 0.0]
     assert (made.share, made.of_images["weight/zero"]) == (1.0, 2)
-    plain = trainer(gamma=0.0, kl_form="kl-o")
+    plain = loop(gamma=0.0, kl_form="kl-o")
     assert (plain.weights.tolist(), plain.share) == ([1.0, 0.5, 2.0], 3 / 5)
 
 
@@ -83,9 +87,9 @@ def test_with_the_kl_in_the_loss_all_images_stay(trainer):
         ({"gamma": 5.0, "kl_form": "kl-o"}, "Give --kl-form kl-d, whose gamma shifts rewards, and"),
     ],
 )
-def test_all_weights_zero(changes, message, trainer):
+def test_all_weights_zero(changes, message, loop):
     with pytest.raises(InputError) as caught:
-        trainer(rewards=(-3.0, -0.5, -2.0), **changes)
+        loop(rewards=(-3.0, -0.5, -2.0), **changes)
     assert "All 3 weights are cut to zero" in str(caught.value)
     assert message in str(caught.value)
 
@@ -94,22 +98,24 @@ def test_all_weights_zero(changes, message, trainer):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_loss_by_hand(prediction, trainer, shake):
-    made = trainer(scheduler={"prediction_type": prediction}, gamma=2.0, guidance_scale=5.0)
-    shake(made.model)
+def test_the_loss_by_hand(prediction, loop, shake):
+    made = loop(scheduler={"prediction_type": prediction}, gamma=2.0, guidance_scale=5.0)
+    shake(made.session.model)
     random = torch.Generator().manual_seed(1)
     rows, timesteps = torch.tensor([2, 0]), torch.tensor([17, 902])
     noise = torch.randn(2, 4, 8, 8, generator=random)
     nothing = torch.tensor([False, False])
-    loss, error, kl = made.loss(rows, timesteps, noise, nothing, with_kl=True)
+    loss, error, kl = made.objective.loss(
+        made.examples(rows, timesteps, noise, nothing), with_kl=True
+    )
 
-    signal = made.model.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
+    signal = made.session.model.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
     spread = (1 - signal**2).sqrt()
     x_0 = made.latents[rows]
     noisy = signal * x_0 + spread * noise
     target = {"epsilon": noise, "v_prediction": signal * noise - spread * x_0, "sample": x_0}
-    embeds = made.model.encode(["two cats", "a green rabbit"]).prompts
-    unet = made.model.pipeline.unet
+    embeds = made.session.model.encode(["two cats", "a green rabbit"]).prompts
+    unet = made.session.model.pipeline.unet
     with torch.no_grad():
         output = unet(noisy, timesteps, embeds).sample
         unet.disable_adapters()
@@ -121,54 +127,61 @@ def test_the_loss_by_hand(prediction, trainer, shake):
     assert kl.min() > 1e-6
     # weights 4 and 3 of the images kept, which are 3 of 5
     expected = (4 * errors[0] + 3 * errors[1]) / 2 * 3 / 5
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert made.share * loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_kl_is_in_the_loss_of_kl_o_alone(trainer, shake):
-    made = trainer(gamma=2.0, kl_form="kl-o")
-    shake(made.model)
-    batch = (torch.tensor([1, 4]), torch.tensor([17, 902]), torch.ones(2, 4, 8, 8))
-    loss, _, kl = made.loss(*batch, torch.tensor([False, False]), with_kl=False)
+def test_the_kl_is_in_the_loss_of_kl_o_alone(loop, shake):
+    made = loop(gamma=2.0, kl_form="kl-o")
+    shake(made.session.model)
+    rows, timesteps, noise = torch.tensor([1, 4]), torch.tensor([17, 902]), torch.ones(2, 4, 8, 8)
+    none = torch.tensor([False, False])
+    loss, _, kl = made.objective.loss(made.examples(rows, timesteps, noise, none), with_kl=False)
     assert loss.item() == pytest.approx(2 * kl.mean().item(), rel=1e-6)  # their weights are zero
     assert loss.requires_grad
-    assert trainer(gamma=2.0).loss(*(b[:1] for b in batch), torch.tensor([False]), False)[2] is None
+    other = loop(gamma=2.0)
+    examples = other.examples(rows[:1], timesteps[:1], noise[:1], none[:1])
+    assert other.objective.loss(examples, with_kl=False).kl is None
 
 
-def test_a_dropped_prompt_is_the_empty_one(trainer, monkeypatch):
-    made = trainer(prompt_dropout=0.5, batch_size=64, negative_prompt="grey")
+def test_a_dropped_prompt_is_the_empty_one(loop, monkeypatch):
+    made = loop(prompt_dropout=0.5, batch_size=64, negative_prompt="grey")
     asked = []
-    original = made.encode
-    monkeypatch.setattr(made, "encode", lambda texts: asked.extend(texts) or original(texts))
-    made.train_step(1)
+    original = made.objective._encode
+    monkeypatch.setattr(
+        made.objective, "_encode", lambda texts: asked.extend(texts) or original(texts)
+    )
+    made.advance(1)
     assert 20 < asked.count("") < 44
     assert set(asked) == {"", "a green rabbit", "two cats"}
     asked.clear()
-    trainer(prompt_dropout=0.0, batch_size=64)
+    loop(prompt_dropout=0.0, batch_size=64)
     assert "" not in asked
 
 
-def test_what_a_step_trains_on_is_by_its_number_not_by_its_batches(trainer):
-    one, parts = trainer(batch_size=4), trainer(batch_size=2, gradient_accumulation=2)
-    other = trainer(batch_size=4, seed=1)
+def test_what_a_step_trains_on_is_by_its_number_not_by_its_batches(loop):
+    one, parts = loop(batch_size=4), loop(batch_size=2, gradient_accumulation=2)
+    other = loop(batch_size=4, seed=1)
     for number in (1, 2):
         for made in (one, parts, other):
-            made.train_step(number)
-    for name, weight in weights_of(one.model).items():
-        assert torch.allclose(weight, weights_of(parts.model)[name], atol=1e-4)
-    a, b = (torch.cat([w.flatten() for w in weights_of(m.model).values()]) for m in (one, other))
+            made.advance(number)
+    for name, weight in weights_of(one.session.model).items():
+        assert torch.allclose(weight, weights_of(parts.session.model)[name], atol=1e-4)
+    a, b = (
+        torch.cat([w.flatten() for w in weights_of(m.session.model).values()]) for m in (one, other)
+    )
     assert (a - b).abs().max() > 1e-3
 
 
-def test_no_image_comes_twice_before_all_have(trainer):
-    made = trainer(gamma=4.0)  # five images
+def test_no_image_comes_twice_before_all_have(loop):
+    made = loop(gamma=4.0)  # five images
     random = torch.Generator().manual_seed(0)
-    first = made.choose(13, random)
+    first = made._choose(13, random)
     assert sorted(first[:5].tolist()) == sorted(first[5:10].tolist()) == [0, 1, 2, 3, 4]
     assert len(set(first[10:].tolist())) == 3
-    assert made.choose(13, random).tolist() != first.tolist()
+    assert made._choose(13, random).tolist() != first.tolist()
 
 
-def test_training_fits_the_images_by_their_weight(trainer):
+def test_training_fits_the_images_by_their_weight(loop):
     """Of two images under one prompt, the one with the larger weight is learned better."""
 
     def error_of(made, row):
@@ -177,23 +190,24 @@ def test_training_fits_the_images_by_their_weight(trainer):
             rows, timesteps = torch.full((32,), row), torch.full((32,), 500)
             noise = torch.randn(32, 4, 8, 8, generator=random)
             none = torch.zeros(32, dtype=torch.bool)
-            return made.loss(rows, timesteps, noise, none, False)[1].mean().item()
+            examples = made.examples(rows, timesteps, noise, none)
+            return made.objective.loss(examples, False).denoising.mean().item()
 
     errors = []
     for rewards in ((6.0, -1.9), (-1.9, 6.0)):
-        made = trainer(rewards, prompts=("a", "a"), gamma=2.0, batch_size=16, steps=60)
+        made = loop(rewards, prompts=("a", "a"), gamma=2.0, batch_size=16, steps=60)
         before = error_of(made, 0)
         for number in range(1, 61):
-            made.train_step(number)
+            made.advance(number)
         errors.append(error_of(made, 0))
     assert errors[0] < before - 0.02
     assert errors[0] < errors[1] - 0.002
 
 
-def test_gamma_of_kl_o_keeps_near_the_reference(trainer):
+def test_gamma_of_kl_o_keeps_near_the_reference(loop):
     def kl_after(gamma):
-        made = trainer(gamma=gamma, kl_form="kl-o", steps=20, log_every=20)
-        return [made.train_step(number) for number in range(1, 21)][-1]["kl"]
+        made = loop(gamma=gamma, kl_form="kl-o", steps=20, log_every=20)
+        return [made.advance(number) for number in range(1, 21)][-1]["kl"]
 
     assert kl_after(50.0) < 0.5 * kl_after(0.0)
 
@@ -210,7 +224,7 @@ def go(make_model, make_config, green, tmp_path):
         settings |= dict(checkpoint_every=2, runs_dir=str(tmp_path), name=name)
         config = make_config(TrainSFTConfig, **settings | changes)
         path, model = tmp_path / name, make_model()
-        run = RunFolder(path) if path.exists() else RunFolder.create(config, "train-sft")
+        run = RunFolder(path) if path.exists() else RunFolder.create(config)
         yielded = list(train_sft(config, model, reward, run, stop))
         records = [
             {key: value for key, value in record.items() if not key.startswith("seconds/")}
@@ -239,7 +253,7 @@ def test_what_a_run_leaves(go, tmp_path):
     assert last["samples"] == 6
     assert last["kl"] > 0
     # 6 images of 4 steps; 7 updates on 4 images, and the reference thrice
-    assert last["unet_rows"] == 6 * 4 + 7 * 4 + 3 * 4
+    assert last["denoiser_evaluations"] == 6 * 4 + 7 * 4 + 3 * 4
     card = (tmp_path / "run/adapter/README.md").read_text()
     assert "reward-weighted supervised fine-tuning" in card
     assert "KL-D, gamma 2" in card
@@ -292,7 +306,7 @@ def test_cut_off_within_a_step(step, go, monkeypatch):
     class Killed(BaseException):
         pass
 
-    original, taken = SFTTrainer.step, 0
+    original, taken = Updater.step, 0
 
     def cut_off(self):
         nonlocal taken
@@ -302,7 +316,7 @@ def test_cut_off_within_a_step(step, go, monkeypatch):
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SFTTrainer, "step", cut_off)
+        patch.setattr(Updater, "step", cut_off)
         with pytest.raises(Killed):
             go("cut")
     assert_same(go("cut"), whole)
@@ -316,9 +330,8 @@ def test_a_longer_run_goes_on(go):
 
 def test_gamma_is_swept_on_one_set(go, tmp_path, monkeypatch):
     first = go("first", dataset=str(tmp_path / "set"))
-    monkeypatch.setattr(
-        "dpok_cli.engine.sft.dataset.sources.denoise", None
-    )  # nothing is drawn again
+    # Nothing is drawn again.
+    monkeypatch.setattr("dpok_cli.engine.sft.dataset.sources.Reference.take", None)
     again = go("again", dataset=str(tmp_path / "set"))
     swept = go("swept", dataset=str(tmp_path / "set"), gamma=1.0)
     assert_same(again, first)

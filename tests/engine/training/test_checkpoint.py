@@ -104,7 +104,7 @@ def test_a_write_that_was_cut_off_is_no_checkpoint(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    for place in ("save_file", "_flush"):
+    for place in ("save_file", "flush"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, place, fail)
             with pytest.raises(OSError, match="No space"):

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from dpok_cli.engine.rl.loop import RLTrainer
+from dpok_cli.engine.rl.loop import train_rl
+from dpok_cli.engine.rl.objectives.dpok import DPOK
 from dpok_cli.engine.runs.folder import RunFolder
-from dpok_cli.engine.training import checkpoint, train_rl
-from dpok_cli.engine.training.trainer import MAX_SKIPPED
+from dpok_cli.engine.training import checkpoint
+from dpok_cli.engine.training.updater import MAX_SKIPPED, Updater
 from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -61,8 +62,8 @@ def go(make_model, make_config, tmp_path):
         settings = dict(rounds=4, sample_every=2, sample_count=2, runs_dir=str(tmp_path), name=name)
         config = make_config(**settings | changes)
         path, model = tmp_path / name, make_model()
-        run = RunFolder(path) if path.exists() else RunFolder.create(config, "train-rl")
-        list(train_rl.train_rl(config, model, reward, run, stop))
+        run = RunFolder(path) if path.exists() else RunFolder.create(config)
+        list(train_rl(config, model, reward, run, stop))
         return finished(run, model)
 
     return go
@@ -95,7 +96,7 @@ def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
     class Killed(BaseException):
         pass
 
-    original = RLTrainer.step
+    original = Updater.step
 
     def step(self):
         nonlocal taken
@@ -105,7 +106,7 @@ def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
         return original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RLTrainer, "step", step)
+        patch.setattr(Updater, "step", step)
         with pytest.raises(Killed):
             go("cut", green, checkpoint_every=2)
     assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [2][: (update - 1) // 4]
@@ -196,7 +197,7 @@ def poisoned(monkeypatch):
     """Makes the loss NaN in the updates of those numbers."""
 
     def poison(bad):
-        original, taken = RLTrainer.loss, 0
+        original, taken = DPOK.loss, 0
 
         def loss(self, batch):
             nonlocal taken
@@ -206,7 +207,7 @@ def poisoned(monkeypatch):
                 object.__setattr__(right, "loss", right.loss * float("nan"))
             return right
 
-        monkeypatch.setattr(RLTrainer, "loss", loss)
+        monkeypatch.setattr(DPOK, "loss", loss)
 
     return poison
 
@@ -215,9 +216,9 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(make_model, make_c
     reward = WeightedReward([(Poison(), 1.0)])
     poisoned({2})
     model = make_model()
-    records = list(train_rl.train_rl(make_config(rounds=2), model, reward))
+    records = list(train_rl(make_config(rounds=2), model, reward))
     assert [record["skipped"] for record in records] == [1, 1]
-    assert all(parameter.isfinite().all() for parameter in model.adapter_parameters())
+    assert all(parameter.isfinite().all() for parameter in model.adapter.parameters())
 
 
 def test_too_many_in_a_row_end_the_run_with_the_last_good_adapter(
@@ -225,10 +226,10 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_adapter(
 ):
     reward = WeightedReward([(Poison(), 1.0)])
     config = make_config(rounds=30, runs_dir=str(tmp_path), name="run")
-    model, run = make_model(), RunFolder.create(config, "train-rl")
+    model, run = make_model(), RunFolder.create(config)
     poisoned(set(range(3, 1000)))
     with pytest.raises(TrainingError, match=f"{MAX_SKIPPED} times in a row"):
-        list(train_rl.train_rl(config, model, reward, run))
+        list(train_rl(config, model, reward, run))
     good = checkpoint.read(run.checkpoints / f"{checkpoint.numbers(run.checkpoints)[-1]:06d}")
     for name, weight in good["adapter"].items():
         assert weight.isfinite().all()

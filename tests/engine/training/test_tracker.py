@@ -31,7 +31,7 @@ def train(make_config, make_model, green, tmp_path):
     def train(tracker, **changes):
         config = make_config(runs_dir=str(tmp_path), name="run", tracker=tracker, **changes)
         told = []
-        run = RunFolder.create(config, "train-rl")
+        run = RunFolder.create(config)
         records = list(train_rl(config, make_model(), green, run, warn=told.append))
         assert run.history() == records
         assert (run.adapter / "pytorch_lora_weights.safetensors").is_file()
@@ -47,7 +47,7 @@ def test_that_cannot_be_reached_at_the_start(train, monkeypatch):
     monkeypatch.setattr(Accelerator, "init_trackers", unreachable)
     assert train("tensorboard") == (
         [1, 2],
-        ["The tracker tensorboard cannot be used, and training goes on without it: no route to"
+        ["The tracker tensorboard cannot be used, and training continues without it: no route to"
          " host."],
     )  # fmt: skip
 
@@ -62,7 +62,8 @@ def test_that_goes_away(call, train, monkeypatch):
     rounds, told = train("tensorboard")
     assert rounds == [1, 2]
     assert told == [
-        "The tracker tensorboard cannot be used, and training goes on without it: no route to host."
+        "The tracker tensorboard cannot be used, and training continues without it: no"
+        " route to host."
     ]
 
 
@@ -70,14 +71,14 @@ def test_that_is_not_installed(train):
     rounds, told = train("aim")
     assert rounds == [1, 2]
     assert told == [
-        "The tracker aim cannot be used, and training goes on without it: it is not installed."
+        "The tracker aim cannot be used, and training continues without it: it is not installed."
     ]
 
 
 def test_of_supervised_fine_tuning(make_config, make_model, green, tmp_path):
     config = make_config(TrainSFTConfig, runs_dir=str(tmp_path), name="run", tracker="aim")
     told = []
-    run = RunFolder.create(config, "train-sft")
+    run = RunFolder.create(config)
     records = list(train_sft(config, make_model(), green, run, warn=told.append))
     assert [record["step"] for record in records] == [2, 4]
     assert len(told) == 1
@@ -88,10 +89,22 @@ def test_damaged_checkpoints_are_told_in_both(make_config, make_model, green, tm
         name = loop.__name__
         more = dict(runs_dir=str(tmp_path), name=name, checkpoint_every=1)
         config = make_config(*filter(None, [kind]), **more)
-        run = RunFolder.create(config, name)
+        run = RunFolder.create(config)
         list(loop(config, make_model(), green, run))
         newest = sorted(run.checkpoints.iterdir())[-1]
         (newest / "manifest.json").write_text("{")
         told = []
         list(loop(config, make_model(), green, run, warn=told.append))
-        assert [str(newest) in what and "passed over" in what for what in told] == [True]
+        assert [str(newest) in what and "skipped" in what for what in told] == [True]
+
+
+def test_a_record_is_sent_under_its_own_round(
+    make_config, make_model, green, tmp_path, monkeypatch
+):
+    sent = []
+    monkeypatch.setattr(Accelerator, "log", lambda self, values, step: sent.append((step, values)))
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name: self.trackers.append(name))
+    monkeypatch.setattr(Accelerator, "end_training", lambda self: None)
+    config = make_config(runs_dir=str(tmp_path), name="run", tracker="tensorboard")
+    list(train_rl(config, make_model(), green, RunFolder.create(config)))
+    assert [(step, values["round"]) for step, values in sent] == [(1, 1), (2, 2)]

@@ -1,4 +1,4 @@
-"""report.html: an evaluation on one page that needs nothing else, no network either."""
+"""report.html: an evaluation on one self-contained page, and the helpers that pages share."""
 
 from __future__ import annotations
 
@@ -9,19 +9,29 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.engine.evaluation.contenders import BASE
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
-from dpok_cli.engine.evaluation.plan import BASE, Evaluation, Place
-from dpok_cli.engine.evaluation.report.plots import PLOTS
+from dpok_cli.engine.evaluation.plan import Evaluation, Place
+from dpok_cli.engine.evaluation.report.plots import PLOTS, plot_evaluation
+from dpok_cli.engine.runs.files import write_text
+from dpok_cli.engine.sampling.pictures import enlarge, enlargement
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 Results = dict[str, Any]
 
-#: The most pairs of pictures on the page, spread over models and prompts, and the fewest of each.
+#: The most pairs of pictures on the page, the fewest of a model and prompt, and the most of those.
 MAX_PAIRS, MIN_PAIRS, MAX_BLOCKS = 120, 4, 30
-#: The most pixels a side of a picture on the page.
+#: The longest side of a picture on the page, in pixels.
 MAX_SIDE = 256
+
+
+def write_report(results: Results, evaluation: Evaluation, folder: EvaluationFolder) -> Path:
+    """Write the plots and report.html of an evaluation's results; returns the page's path."""
+    plots = plot_evaluation(results, folder.plots)
+    write_text(folder.report, render_report(results, evaluation, folder, plots))
+    return folder.report
 
 
 def render_report(
@@ -31,6 +41,7 @@ def render_report(
     return template("report.html.j2").render(
         results=results,
         tables=_tables(results),
+        spread="diversity" if results["diversity"] else "pixel_distance",
         plots={PLOTS[file.stem][1]: _data_uri(file.read_bytes(), "png") for file in plots},
         blocks=_blocks(results, evaluation, folder),
         base=BASE,
@@ -49,7 +60,7 @@ def template(name: str) -> Template:
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """Write a number with three digits after the point, or fewer digits lost if it is small."""
+    """Format a number with three decimals, or with two significant digits if it is below 0.01."""
     if value is None:
         return ""
     form = ".3f" if value == 0 or abs(value) >= 0.01 else ".2g"
@@ -57,19 +68,17 @@ def number(value: float | None, sign: bool = False) -> str:
 
 
 def picture(file: Path, side: int = MAX_SIDE) -> str:
-    """Return a picture as a data URI of its pixels alone.
+    """Return a picture as a data URI without metadata.
 
-    Under 192 pixels it is enlarged by a whole factor, so that a person sees its pixels; over
-    ``side`` it is scaled down.
+    A small one is enlarged (`pictures.enlarge`) and kept without loss; one larger than ``side``
+    is scaled down.
     """
     from PIL import Image
 
     with Image.open(file) as image:
         pixels = image.convert("RGB")
-    factor = 192 // max(pixels.size)
-    if factor > 1:
-        large = pixels.resize((factor * pixels.width, factor * pixels.height), 0)
-        return _data_uri(_encoded(large, "PNG", optimize=True), "png")
+    if enlargement(pixels.size) > 1:
+        return _data_uri(_encoded(enlarge(pixels), "PNG", optimize=True), "png")
     pixels.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _data_uri(_encoded(pixels, "JPEG", quality=85), "jpeg")
 
@@ -85,7 +94,7 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _tables(results: Results) -> list[dict[str, Any]]:
-    """Return tables of rows: by group, by category where there are several, and by prompt."""
+    """Return the tables of each group: of all its prompts, by category and by prompt."""
     rows = results["rows"]
     tables = []
     for group in dict.fromkeys(row["group"] for row in rows):
@@ -106,8 +115,8 @@ def _blocks(
 ) -> list[dict[str, Any]]:
     """Return, for each tuned model and prompt, pairs of the same seed sorted by their change.
 
-    The change is of a reward that the model was trained on, else of the first one. Where there are
-    more pairs than fit, those of the greatest rise and of the greatest fall are shown.
+    The change is of a reward that the model was trained on, else of the first reward. If there are
+    too many pairs, those with the largest rises and the largest falls are shown.
     """
     tuned = [each.name for each in evaluation.contenders if each.name != BASE]
     wanted = [(model, row) for model in tuned for row in range(len(evaluation.prompts))]

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: means, changes and win rates, each with its interval."""
+"""Plots of an evaluation: means, differences and win rates, each with its interval."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from dpok_cli.engine.evaluation.plan import BASE
+from dpok_cli.engine.evaluation.contenders import BASE
+from dpok_cli.engine.runs.files import replacing
 
 Results = dict[str, Any]
 
-#: By name: the keys of the value and its interval, the title, and a line to compare with.
+#: By name: the keys of the value and its interval, the title, and the value of no change.
 PLOTS: dict[str, tuple[tuple[str, str, str], str, float | None]] = {
     "means": (("mean", "low", "high"), "Mean score", None),
     "differences": (
@@ -20,14 +21,14 @@ PLOTS: dict[str, tuple[tuple[str, str, str], str, float | None]] = {
     ),
     "win_rates": (("win_rate", "win_low", "win_high"), "Win rate against the base", 0.5),
 }
-#: Panels side by side, so that a page need not shrink them.
+#: The most panels in a row, so that they stay legible on the page.
 COLUMNS = 3
 
 
 def plot_evaluation(results: Results, folder: Path) -> list[Path]:
-    """Draw one PNG for each of `PLOTS` into ``folder``; returns the files that were drawn.
+    """Write one PNG for each of `PLOTS` that has values into ``folder``; returns the files.
 
-    A panel is a reward, a line a model on a group of prompts, with its 95 % interval.
+    A panel is a reward; a line in it is a model on a group of prompts, with its 95 % interval.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -85,4 +86,5 @@ def _plot(
     panels[0].set_yticks(range(len(lines)), [f"{model}, {group}" for group, model in lines])
     panels[0].set_ylim(len(lines) - 0.4, -0.6)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(file, dpi=110, metadata={"Software": None})
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})

@@ -1,7 +1,7 @@
 """Image folders in Hugging Face's layout: a metadata.jsonl beside images. Read without torch.
 
 Each line is a JSON object with ``file_name`` and the prompt as ``text`` (or ``prompt``). A folder
-that dpok drew has a ``settings.json`` too; one without is a person's own, and is only read.
+that dpok filled has a ``settings.json`` too; one without is the user's, and is only read.
 """
 
 import json

@@ -1,8 +1,7 @@
-"""Where the images of supervised fine-tuning come from: the reference, or a person's folder."""
+"""Where the images of supervised fine-tuning come from: the reference model, or a folder."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,21 +10,22 @@ import torch
 from PIL import Image, ImageOps
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.bases.model import Conditioning, DiffusionModel
-from dpok_cli.engine.rl.rollout import denoise
-from dpok_cli.engine.sampling.step import Denoising
+from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.seeds import first_image_set_seed
 from dpok_cli.engine.sft.dataset.imagefolder import FORMATS, METADATA, own_entries
 from dpok_cli.engine.sft.dataset.store import Picture
-from dpok_cli.errors import InputError, TrainingError
+from dpok_cli.errors import InputError
 
 
 class ImageSource(Protocol):
     """M images, each of which can be had at any time, alone or in any batch."""
 
-    #: What a set on disk must agree with.
+    #: What an image set on disk must agree with.
     settings: dict[str, Any]
-    #: UNet batch rows that all the images cost, guidance counted twice.
-    unet_rows: int
+    #: Denoiser evaluations that drawing all the images takes; guidance takes two a sample.
+    evaluations: int
 
     def __len__(self) -> int: ...
 
@@ -35,60 +35,38 @@ class ImageSource(Protocol):
 
 
 class Reference:
-    """Images drawn from the pre-trained model, prompt after prompt in turn, each from its seed."""
+    """Images drawn from the reference model, one prompt after another, each from its own seed."""
 
     def __init__(
-        self,
-        config: TrainSFTConfig,
-        model: DiffusionModel,
-        conditioning: Conditioning,
-        seed: int,
-        autocast: Callable[[], AbstractContextManager[None]],
+        self, config: TrainSFTConfig, sampler: Sampler, conditioning: Conditioning, seed: int
     ):
-        """``conditioning`` is of the config's prompts; ``seed`` is the set's."""
-        self.config, self.model, self.conditioning = config, model, conditioning
-        self.autocast = autocast
-        self.denoising = Denoising.of(
-            model.scheduler, config.num_inference_steps, config.eta, model.device
-        )
-        # In the upper half of all seeds, in a row: none comes twice, and none is one of those that
-        # samples and evaluations are drawn from.
-        start = np.random.SeedSequence([seed, *b"image set"]).generate_state(1, np.uint64)[0]
-        self.first_seed = 2**62 + int(start) % 2**61
+        """``conditioning`` is of the config's prompts; ``seed`` is the image set's."""
+        self.config, self.sampler, self.conditioning = config, sampler, conditioning
+        self.first_seed = first_image_set_seed(seed)
         guided = 2 if config.guidance_scale > 1 else 1
-        self.unet_rows = config.images * config.num_inference_steps * guided
-        sampler = "prompts num_inference_steps guidance_scale eta negative_prompt precision".split()
+        self.evaluations = config.images * config.num_inference_steps * guided
+        keys = "num_inference_steps guidance_scale eta negative_prompt precision".split()
         self.settings = {
             "model": config.model,
-            "weights": fingerprint(model),
-            "size": list(model.size),
-            **{key: getattr(config, key) for key in sampler},
+            "weights": fingerprint(sampler.model),
+            "size": list(sampler.model.size),
             "prompts": list(config.prompts),
+            **{key: getattr(config, key) for key in keys},
             "seed": seed,
         }
 
     def __len__(self) -> int:
         return self.config.images
 
-    @torch.no_grad()
     def take(self, rows: Sequence[int]) -> list[Picture]:
-        model, prompts = self.model, self.config.prompts
         if not rows:
             return []
+        prompts = self.config.prompts
         which = [row % len(prompts) for row in rows]
         seeds = [self.first_seed + row for row in rows]
-        with self.autocast(), model.reference():
-            *_, last = denoise(
-                model, self.denoising, self.conditioning[which], seeds, self.config.guidance_scale
-            )
-        latents = last.latents
-        images = model.decode(latents)
-        if not images.isfinite().all():
-            raise TrainingError(
-                f"The images of the seeds {seeds[0]} and on are not finite: draw in --precision"
-                " fp32."
-            )
-        pixels = (images * 255).round().byte().cpu()
+        with self.sampler.model.reference():
+            latents = self.sampler.latents(self.conditioning[which], seeds)
+        pixels = (self.sampler.decode(latents) * 255).round().byte().cpu()
         return [
             Picture({"text": prompts[number], "seed": seed}, pixels[row], latents[row].cpu())
             for row, (number, seed) in enumerate(zip(which, seeds, strict=True))
@@ -96,9 +74,9 @@ class Reference:
 
 
 class OwnFolder:
-    """A person's images, cut to the model's size and encoded; their files stay as they are."""
+    """The images of a user's folder, cropped to the model's size and encoded; only read."""
 
-    unet_rows = 0
+    evaluations = 0
 
     def __init__(self, folder: Path, model: DiffusionModel):
         self.folder, self.model = folder, model
@@ -137,7 +115,7 @@ class OwnFolder:
 
 
 def fingerprint(model: DiffusionModel) -> str:
-    """Return the SHA-256 of all that an image depends on in a model, its adapter left out."""
+    """Return the SHA-256 of all that the reference model's images depend on."""
     noise = [each for each in model.scheduler.config.items() if not each[0].startswith("_")]
     digest = hashlib.sha256(repr(sorted(noise)).encode())
     pipeline = model.pipeline

@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpok_cli.engine.runs.folder import write_atomically
+from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
 from dpok_cli.errors import InputError
 
@@ -78,7 +78,7 @@ class ImageStore:
         if made := self.settings():
             check_same(self.folder, made, settings)
         else:
-            write_atomically(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+            write_text(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
         for name in ("images", "latents"):
             (self.folder / name).mkdir(exist_ok=True)
         self.read()
@@ -111,18 +111,16 @@ class ImageStore:
         if write:
             for entry, picture in zip(fresh, pictures, strict=True):
                 _save_image(picture.pixels, self.folder / entry["file_name"])
-            save_file(
-                {"latents": torch.stack([picture.latents for picture in pictures])},
-                self.folder / f"{latents}.tmp",
-            )
-            (self.folder / f"{latents}.tmp").replace(self.folder / latents)
+            stacked = torch.stack([picture.latents for picture in pictures])
+            with replacing(self.folder / latents) as temporary:
+                save_file({"latents": stacked}, temporary)
             with (self.folder / METADATA).open("a", encoding="utf-8") as file:
                 file.write(_lines(fresh))
         self.entries += fresh
 
     def write(self) -> None:
-        """Write metadata.jsonl anew, since what it says of images has changed."""
-        write_atomically(self.folder / METADATA, _lines(self.entries))
+        """Rewrite metadata.jsonl after entries have changed."""
+        write_text(self.folder / METADATA, _lines(self.entries))
 
     def pixels(self, rows: Sequence[int]) -> Tensor:
         """Return the images of these rows, uint8 (B, 3, H, W)."""
@@ -179,6 +177,5 @@ def _lines(entries: Sequence[Entry]) -> str:
 
 
 def _save_image(pixels: Tensor, file: Path) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
-    temporary.replace(file)
+    with replacing(file) as temporary:
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, format="PNG")

@@ -1,13 +1,13 @@
 """The page and the plots of an evaluation."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from dpok_cli.engine.evaluation.plan import Prompt
-from dpok_cli.engine.evaluation.report.html import MAX_PAIRS, number, picture, render_report
-from dpok_cli.engine.evaluation.report.plots import plot_evaluation
+from dpok_cli.engine.evaluation.report.html import MAX_PAIRS, number, picture, write_report
 from dpok_cli.engine.evaluation.results import summarise
 from dpok_cli.rewards.manager import build
 
@@ -27,11 +27,11 @@ def score(model, row, seed):
 
 def page_of(planted):
     evaluation, folder = planted
-    results = summarise(
-        evaluation, build(evaluation.rewards), folder, remarks=["The judge is new."]
-    )
-    plots = plot_evaluation(results, folder.plots)
-    return results, plots, render_report(results, evaluation, folder, plots)
+    evaluation = replace(evaluation, remarks=("The judge is new.",))
+    results = summarise(evaluation, build(evaluation.rewards), folder)
+    page = write_report(results, evaluation, folder)
+    assert page == folder.report
+    return results, sorted(folder.plots.iterdir()), page.read_text()
 
 
 def text_of(page):
@@ -47,6 +47,8 @@ def test_the_page_shows_scores_warnings_pairs_and_settings(plant):
         assert warning["text"] in text
     assert "The judge is new." in text
     assert "image-reward base 0.000 0.000 to 0.000 tuned * 9.500" in text
+    assert "pixel_distance base 0.00" in text
+    assert "mean root-mean-square pixel difference" in text
     assert page.count("data:image/png") == len(plots) + 2 * 2 * 8
     assert "a &lt;b&gt;red&lt;/b&gt; cat" in page
     assert "<b>red</b>" not in page
@@ -75,12 +77,12 @@ def test_of_many_pairs_those_that_changed_most_are_shown(plant):
     half = MAX_PAIRS // 2
     every = [float(3 * seed - 1) for seed in range(samples)][::-1]
     assert changes == every[:half] + every[-half:]
-    assert f"of {samples} seeds those that changed most" in text
+    assert f"the largest changes of {samples} seeds, rises first" in text
 
 
 def test_one_plot_for_each_number(plant):
     _, plots, _ = page_of(plant(score, prompts=PROMPTS))
-    assert [file.name for file in plots] == ["means.png", "differences.png", "win_rates.png"]
+    assert [file.name for file in plots] == ["differences.png", "means.png", "win_rates.png"]
     sizes = []
     for file in plots:
         with Image.open(file) as image:
@@ -88,7 +90,7 @@ def test_one_plot_for_each_number(plant):
             sizes.append(image.size)
             colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or ()}
         assert (31, 119, 180) in colours  # the tuned model
-    means, differences, win_rates = sizes
+    differences, means, win_rates = sizes
     assert means[0] == differences[0]
     assert means[1] > differences[1] == win_rates[1]  # with the base there are more lines
 

@@ -6,13 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from dpok_cli.engine.rl.objective import (
-    denoising_error,
-    dpok_loss,
-    policy_loss,
-    reward_weights,
-    sft_loss,
-)
+from dpok_cli.engine.rl.objectives.dpok import dpok_loss, policy_loss
 from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl, log_prob
 
 # ratio, advantage, then value and gradient in the ratio of "ppo" and of "clamp", at a clip of 0.2
@@ -59,8 +53,8 @@ def test_dpok_loss_by_hand():
     loss = dpok_loss(**batch())
     # ppo: -min(2.2, 2.2) = -2.2 and -min(-0.5, -0.8) = 0.8, mean -0.7; KL mean 0.2
     assert loss.loss.item() == pytest.approx(10 * -0.7 + 0.5 * 0.2, rel=1e-6)
-    assert loss.kl.item() == pytest.approx(0.2)
-    assert loss.ratio.tolist() == pytest.approx([1.1, 0.5])
+    assert loss.measured["kl"].item() == pytest.approx(0.2)
+    assert loss.measured["ratio"].tolist() == pytest.approx([1.1, 0.5])
     # clamp: -2.2 and 0.8 too; an upward miss tells them apart
     missed = batch(advantage=torch.tensor([2.0, 1.0]))
     assert dpok_loss(**missed, clip_form="ppo").loss.item() == pytest.approx(10 * -1.35 + 0.1)
@@ -96,8 +90,8 @@ def test_gradients_flow_through_the_policy_alone():
     assert given["kl"].grad is not None
     assert given["old_log_prob"].grad is None
     assert given["advantage"].grad is None
-    assert not loss.kl.requires_grad
-    assert not loss.ratio.requires_grad
+    assert not loss.measured["kl"].requires_grad
+    assert not loss.measured["ratio"].requires_grad
 
 
 @pytest.mark.parametrize("clip_form", ["ppo", "clamp"])
@@ -134,14 +128,15 @@ def test_gradients_are_finite_differences_through_the_denoising_step(kl_form, pr
         return weights[0] * latents + weights[1] * drift
 
     old = torch.tensor([0.4, 0.3])
-    old_mean, std = denoising.distribution(output(old), latents, step)
-    drawn = old_mean + std * torch.randn(latents.shape, generator=generator)
-    old_log_prob = log_prob(drawn, old_mean, std)
+    before = denoising.distribution(output(old), latents, step)
+    drawn = before.mean + before.std * torch.randn(latents.shape, generator=generator)
+    old_log_prob = log_prob(drawn, before.mean, before.std)
     reference = output(torch.tensor([0.5, 0.0]))
-    reference_mean, _ = denoising.distribution(reference, latents, step)
+    reference_mean = denoising.distribution(reference, latents, step).mean
 
     def loss(weights):
-        mean, _ = denoising.distribution(output(weights), latents, step)
+        mean = denoising.distribution(output(weights), latents, step).mean
+        std = before.std
         if kl_form == "gaussian":
             kl = gaussian_kl(mean, reference_mean, std)
         else:
@@ -156,56 +151,3 @@ def test_gradients_are_finite_differences_through_the_denoising_step(kl_form, pr
         moves = torch.eye(2) * size
         numeric = [(loss(weights + move) - loss(weights - move)) / (2 * size) for move in moves]
     assert gradient.tolist() == pytest.approx([value.item() for value in numeric], rel=1e-3)
-
-
-# ------------------------------------------------------------------ supervised fine-tuning
-
-
-def test_weights_by_hand():
-    rewards = torch.tensor([1.5, -0.5, -3.0, 0.0])
-    assert reward_weights(rewards, 2.0, "kl-d").tolist() == [3.5, 1.5, 0.0, 2.0]
-    assert reward_weights(rewards, 2.0, "kl-o").tolist() == [1.5, 0.0, 0.0, 0.0]
-    for form in ("kl-d", "kl-o"):  # plain reward-weighted fine-tuning
-        assert reward_weights(rewards, 0.0, form).tolist() == [1.5, 0.0, 0.0, 0.0]
-
-
-def test_denoising_error_by_hand():
-    output = torch.tensor([1.0, 3.0, 0.0, -1.0]).view(2, 1, 1, 2)
-    target = torch.tensor([0.0, 1.0, 0.5, 1.0]).view(2, 1, 1, 2)
-    # (1 + 4) / 2 and (0.25 + 4) / 2
-    assert denoising_error(output, target).tolist() == [2.5, 2.125]
-
-
-def two_images(gamma, kl_form):
-    """Rewards 1.5 and -0.5, errors 0.2 and 0.6, KLs 0.01 and 0.05."""
-    rewards = torch.tensor([1.5, -0.5])
-    error = torch.tensor([0.2, 0.6], requires_grad=True)
-    kl = torch.tensor([0.01, 0.05], requires_grad=True)
-    weight = reward_weights(rewards, gamma, kl_form).requires_grad_()
-    loss = sft_loss(weight, error, kl, gamma=gamma, kl_form=kl_form)
-    slopes = torch.autograd.grad(loss, (error, kl, weight), allow_unused=True)
-    return loss.item(), *slopes
-
-
-def test_kl_d_by_hand():
-    loss, error, kl, weight = two_images(2.0, "kl-d")
-    # (3.5 * 0.2 + 1.5 * 0.6) / 2
-    assert loss == pytest.approx(0.8, abs=1e-6)
-    assert error.tolist() == pytest.approx([1.75, 0.75], abs=1e-6)
-    assert kl is None
-    assert weight is None
-
-
-def test_kl_o_by_hand():
-    loss, error, kl, weight = two_images(2.0, "kl-o")
-    # (1.5 * 0.2 + 0 * 0.6) / 2 + 2 * (0.01 + 0.05) / 2
-    assert loss == pytest.approx(0.15 + 0.06, abs=1e-6)
-    assert error.tolist() == pytest.approx([0.75, 0.0], abs=1e-6)
-    assert kl.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
-    assert weight is None
-
-
-def test_without_gamma_both_forms_are_one():
-    plain, shifted = two_images(0.0, "kl-d"), two_images(0.0, "kl-o")
-    assert plain[0] == shifted[0] == pytest.approx(0.15, abs=1e-6)
-    assert plain[1].tolist() == shifted[1].tolist() == pytest.approx([0.75, 0.0])

@@ -1,0 +1,159 @@
+"""A setting is a dataclass field: its default, panel, help and range stand together there.
+
+rounds: int = setting(60, "Rollout", "Training rounds.", at_least(1))
+"""
+
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+from dpok_cli.errors import InputError, suggest
+
+#: The panels of a command's help, in their order there.
+Panel = Literal[
+    "Model",
+    "Prompts",
+    "Reward",
+    "Sampling",
+    "Rollout",
+    "Images",
+    "Objective",
+    "Optimisation",
+    "Adapter",
+    "Run",
+]
+
+T = TypeVar("T")
+
+
+class Rule(NamedTuple):
+    """A range: ``text`` completes "must be ..."."""
+
+    text: str
+    holds: Callable[[Any], bool]
+    #: Whether each item of a list is tested, not the list.
+    each: bool = False
+
+
+def at_least(low: float) -> Rule:
+    return Rule(f">= {low}", lambda value: value >= low)
+
+
+def above(low: float) -> Rule:
+    return Rule(f"> {low}", lambda value: value > low)
+
+
+def within(low: float, high: float, ends: str = "[]") -> Rule:
+    """Return the rule of an interval; ``ends`` is "[]", "[)", "(]" or "()"."""
+
+    def holds(value: float) -> bool:
+        return (
+            low < value < high or (value == low and "[" in ends) or (value == high and "]" in ends)
+        )
+
+    return Rule(f"in {ends[0]}{low}, {high}{ends[1]}", holds)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field besides its name, type and default."""
+
+    panel: Panel
+    help: str
+    rule: Rule | None = None
+    #: The flag's name where it is not the field's.
+    flag: str = ""
+    metavar: str | None = None
+    #: Whether it may differ when a run is resumed.
+    may_change: bool = False
+
+
+def setting(
+    default: T,
+    panel: Panel,
+    help: str,
+    rule: Rule | None = None,
+    *,
+    flag: str = "",
+    metavar: str | None = None,
+    may_change: bool = False,
+) -> T:
+    """Declare a setting, as the value of a dataclass field."""
+    known = Setting(panel, help, rule, flag, metavar, may_change)
+    return field(default=default, metadata={"setting": known})
+
+
+def changed(parent: type, name: str, default: T, **different: Any) -> T:
+    """Declare a parent's setting with another default, and with a ``different`` help or rule."""
+    known = replace(settings_of(parent)[name], **different)
+    return field(default=default, metadata={"setting": known})
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """Return the settings of a config class, by the names of their fields."""
+    return {each.name: each.metadata["setting"] for each in fields(kind)}
+
+
+def must(holds: bool, name: str, value: object, what: str) -> None:
+    """Raise InputError unless a condition holds; ``what`` completes "must be ..."."""
+    if not holds:
+        shown = list(value) if isinstance(value, tuple) else value
+        raise InputError(f"{name} = {shown!r}: must be {what}.")
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """A config whose values are checked when it is made; raises InputError.
+
+    A command's config may be put together from several classes. Each may have a
+    ``check(self, config)`` for what concerns several fields: ``config`` is the whole, of which a
+    mixin that is declared elsewhere is only a part.
+    """
+
+    #: The command, whose table in a config file holds these settings.
+    command: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        types = typing.get_type_hints(type(self))
+        for name, known in settings_of(type(self)).items():
+            value = _of_type(name, getattr(self, name), types[name])
+            object.__setattr__(self, name, value)
+            if known.rule:
+                for one in value if known.rule.each else (value,):
+                    must(known.rule.holds(one), name, one, known.rule.text)
+        for part in reversed(type(self).__mro__):
+            if check := vars(part).get("check"):
+                check(self, self)
+
+
+_NOUN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _of_type(name: str, value: Any, kind: Any) -> Any:
+    """Return a value in the type of its field: lists become tuples, whole numbers floats.
+
+    Raises InputError for every other mismatch, and for numbers that are not finite.
+    """
+    if isinstance(value, list):
+        value = tuple(value)
+    for one in value if isinstance(value, tuple) else (value,):
+        must("\0" not in str(one), name, one, "without the character NUL")
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            advice = suggest(str(value), filter(None, choices))
+            raise InputError(f"{name} = {value!r}: no such choice.{advice}")
+    elif typing.get_origin(kind) is tuple:
+        texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        must(texts, name, value, "a list of strings")
+    else:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        must(not whole or abs(value) < 2**63, name, value, "below 2^63")
+        if kind is float and whole:
+            value = float(value)
+        of_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        must(of_kind, name, value, _NOUN[kind])
+        must(kind is not float or math.isfinite(value), name, value, "a finite number")
+    return value

@@ -1,0 +1,92 @@
+"""Settings of `dpok train-rl` that belong to the loop; the objectives bring the others."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dpok_cli.config.fields import above, at_least, changed, setting, within
+from dpok_cli.config.training import Schedule, TrainingConfig
+
+AdvantageForm = Literal["reward", "value", "prompt"]
+TimestepChoice = Literal["noisiest", "random"]
+
+
+@dataclass(frozen=True)
+class RLConfig(TrainingConfig):
+    """The loop of online RL: a round samples ``samples_per_round`` images and updates on them."""
+
+    rounds: int = setting(
+        60,
+        "Rollout",
+        "Training rounds, each of sampling and updates.",
+        at_least(1),
+        may_change=True,
+    )
+    samples_per_round: int = setting(
+        24, "Rollout", "Images sampled per round (m in the paper).", at_least(1)
+    )
+    #: 1 compares all samples of a prompt, each from an x_T of its own.
+    group_size: int = setting(
+        3,
+        "Rollout",
+        "Images of a prompt that start from the same noise x_T, so that --advantage prompt can"
+        " subtract the effect of x_T.",
+        at_least(1),
+    )
+    timestep_fraction: float = setting(
+        0.5,
+        "Rollout",
+        "Fraction of each trajectory's denoising steps to train on.",
+        within(0, 1, "(]"),
+    )
+    timestep_choice: TimestepChoice = setting(
+        "noisiest",
+        "Rollout",
+        "Which steps that fraction is: the noisiest, or random ones per trajectory.",
+    )
+    buffer_size: int = setting(
+        0,
+        "Rollout",
+        "Replay buffer size, in transitions; 0 is on-policy.",
+        at_least(0),
+    )
+
+    advantage: AdvantageForm = setting(
+        "prompt",
+        "Objective",
+        "Advantage: the reward itself, minus a value function, or normalised per prompt.",
+    )
+    advantage_clip: float = setting(
+        5.0, "Objective", "Clip range of the advantages, ± this; 0 turns it off.", at_least(0)
+    )
+
+    # A high learning rate that decays to 0.
+    batch_size: int = changed(TrainingConfig, "batch_size", 60)
+    learning_rate: float = changed(TrainingConfig, "learning_rate", 3e-3)
+    lr_schedule: Schedule = changed(TrainingConfig, "lr_schedule", "cosine")
+    updates_per_round: int = setting(4, "Optimisation", "Optimizer steps per round.", at_least(1))
+    value_learning_rate: float = setting(
+        1e-4,
+        "Optimisation",
+        "Learning rate of the value function (--advantage value).",
+        above(0),
+    )
+    value_updates: int = setting(
+        5, "Optimisation", "Optimizer steps of the value function per round.", at_least(1)
+    )
+    value_batch_size: int = setting(
+        256, "Optimisation", "Transitions per step of the value function.", at_least(1)
+    )
+
+    checkpoint_every: int = changed(
+        TrainingConfig, "checkpoint_every", 1, help="Rounds between checkpoints; 0 writes none."
+    )
+    sample_every: int = changed(
+        TrainingConfig, "sample_every", 5, help="Rounds between sample grids; 0 draws none."
+    )
+
+    @property
+    def transitions_per_round(self) -> int:
+        """Transitions that a round adds to the buffer."""
+        return self.samples_per_round * max(
+            1, round(self.timestep_fraction * self.num_inference_steps)
+        )

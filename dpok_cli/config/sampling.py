@@ -1,0 +1,95 @@
+"""Settings of drawing images, and of `dpok sample`."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from dpok_cli.config.fields import BaseConfig, Rule, at_least, changed, setting, within
+
+Precision = Literal["fp32", "fp16", "bf16"]
+#: How the KL of a denoising step is measured (`engine.sampling.step`).
+KLForm = Literal["epsilon", "gaussian"]
+
+#: ``--model tiny`` is the bundled pipeline; everything else is a hub id or a folder.
+TINY = "tiny"
+
+_PIXELS = Rule("a multiple of 8, or 0", lambda value: value >= 0 and value % 8 == 0)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(BaseConfig):
+    """Which model draws, which prompts, and by which denoising steps."""
+
+    model: str = setting(
+        TINY,
+        "Model",
+        "Base model: a Stable Diffusion v1/v2 pipeline, by hub id or folder; tiny is the bundled"
+        " one.",
+        Rule("a hub id, a folder or 'tiny'", lambda value: bool(value.strip())),
+        metavar="ID|FOLDER",
+    )
+    prompts: tuple[str, ...] = setting(
+        (),
+        "Prompts",
+        "Text prompt; repeat the flag for several.",
+        Rule("texts that are not blank", lambda value: bool(value.strip()), each=True),
+        flag="prompt",
+        metavar="TEXT",
+    )
+    num_inference_steps: int = setting(20, "Sampling", "Denoising steps per image.", at_least(1))
+    guidance_scale: float = setting(
+        3.0,
+        "Sampling",
+        "Classifier-free guidance scale; 1 or less turns guidance off.",
+        at_least(0),
+    )
+    eta: float = setting(
+        1.0,
+        "Sampling",
+        "Noise of the DDIM sampler: 0 is deterministic, 1 is as noisy as DDPM.",
+        within(0, 1),
+    )
+    negative_prompt: str = setting("", "Prompts", "Negative prompt for classifier-free guidance.")
+    height: int = setting(
+        0, "Sampling", "Image height in pixels; 0 uses the model's own size.", _PIXELS
+    )
+    width: int = setting(
+        0, "Sampling", "Image width in pixels; 0 uses the model's own size.", _PIXELS
+    )
+    #: No result depends on it beyond float rounding.
+    sample_batch_size: int = setting(
+        16,
+        "Sampling",
+        "Images denoised in one batch; smaller needs less memory.",
+        at_least(1),
+        may_change=True,
+    )
+    precision: Precision = setting(
+        "fp32",
+        "Model",
+        "Floating-point precision of the model; log-probs and the KL are always fp32.",
+    )
+    device: str = setting(
+        "auto",
+        "Model",
+        "Torch device, such as cuda:0 or cpu; auto picks one.",
+        may_change=True,
+    )
+    seed: int = setting(0, "Run", "Random seed.", at_least(0))
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplingConfig):
+    """`dpok sample`: one image for each prompt and seed."""
+
+    command: ClassVar[str] = "sample"
+
+    prompts: tuple[str, ...] = changed(SamplingConfig, "prompts", ("a green colored rabbit",))
+    seeds: str = setting(
+        "0-15", "Sampling", "Seeds, one image per prompt for each: 0-15, or 0,3,7."
+    )
+
+
+def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a run's config that determines its images, whatever the machine."""
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    return {key: value for key, value in config.items() if key in shared}

@@ -1,0 +1,146 @@
+"""Settings that both trainings have: rewards, the optimizer, the adapter and the run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dpok_cli.config.fields import Rule, above, at_least, setting, within
+from dpok_cli.config.sampling import SamplingConfig
+
+Schedule = Literal["constant", "linear", "cosine"]
+#: accelerate's names.
+Tracker = Literal[
+    "",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "comet_ml",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+]
+
+
+def _is_folder_name(name: str) -> bool:
+    plain = Path(name).name == name and name not in {".", ".."}
+    return plain and len(name.encode(errors="replace")) <= 255
+
+
+@dataclass(frozen=True)
+class TrainingConfig(SamplingConfig):
+    """What every training has.
+
+    An optimizer step is on ``batch_size * gradient_accumulation`` examples, over all processes.
+    """
+
+    rewards: tuple[str, ...] = setting(
+        ("image-reward:model=tiny",),
+        "Reward",
+        "Reward to train on, as NAME[=WEIGHT][:KEY=VALUE,...]; repeat the flag for a weighted sum."
+        " `dpok rewards` lists the names.",
+        Rule("at least one reward", bool),
+        flag="reward",
+        metavar="SPEC",
+    )
+
+    batch_size: int = setting(
+        32,
+        "Optimisation",
+        "Examples per forward and backward pass, over all processes.",
+        at_least(1),
+    )
+    gradient_accumulation: int = setting(
+        1, "Optimisation", "Forward and backward passes per optimizer step.", at_least(1)
+    )
+    learning_rate: float = setting(1e-3, "Optimisation", "AdamW learning rate.", above(0))
+    lr_schedule: Schedule = setting(
+        "constant", "Optimisation", "Learning-rate schedule after the warm-up."
+    )
+    lr_warmup_steps: int = setting(
+        0, "Optimisation", "Optimizer steps of linear learning-rate warm-up.", at_least(0)
+    )
+    adam_beta1: float = setting(
+        0.9, "Optimisation", "AdamW beta1 (decay of the gradient's mean).", within(0, 1, "[)")
+    )
+    adam_beta2: float = setting(
+        0.999, "Optimisation", "AdamW beta2 (decay of its square's mean).", within(0, 1, "[)")
+    )
+    weight_decay: float = setting(1e-4, "Optimisation", "AdamW weight decay.", at_least(0))
+    max_grad_norm: float = setting(
+        1.0, "Optimisation", "Gradient clipping: largest global L2 norm.", above(0)
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Optimisation",
+        "Recompute activations in the backward pass: less memory, more time.",
+        may_change=True,
+    )
+
+    lora_rank: int = setting(8, "Adapter", "LoRA rank.", at_least(1))
+    lora_alpha: float = setting(
+        0.0, "Adapter", "LoRA alpha; 0 is the rank, for a scale of 1.", at_least(0)
+    )
+    lora_targets: tuple[str, ...] = setting(
+        ("to_q", "to_k", "to_v", "to_out.0"),
+        "Adapter",
+        "UNet layers that get a LoRA; repeat the flag for several.",
+        Rule("layer names", bool),
+        metavar="LAYER",
+    )
+    #: The reference model stays the one without it. "" starts from none.
+    init_adapter: str = setting(
+        "", "Adapter", "Adapter to start from, such as adapter/ of a run.", metavar="PATH"
+    )
+
+    runs_dir: str = setting(
+        "runs", "Run", "Folder that holds the run folders.", metavar="DIR", may_change=True
+    )
+    name: str = setting(
+        "",
+        "Run",
+        "Name of the run folder; by default the date, time and command.",
+        Rule(
+            "a plain folder name of 255 bytes at most (--runs-dir sets its parent)",
+            _is_folder_name,
+        ),
+    )
+    checkpoint_every: int = setting(
+        1,
+        "Run",
+        "Checkpoint interval, in rounds or steps; 0 writes none.",
+        at_least(0),
+        may_change=True,
+    )
+    keep: int = setting(
+        2, "Run", "Number of latest checkpoints to keep.", at_least(1), may_change=True
+    )
+    sample_every: int = setting(
+        5,
+        "Run",
+        "Sample grid interval, in rounds or steps; 0 draws none.",
+        at_least(0),
+        may_change=True,
+    )
+    #: Drawn from the same seeds each time.
+    sample_count: int = setting(16, "Run", "Images per sample grid.", at_least(0), may_change=True)
+    evaluation_samples: int = setting(
+        32,
+        "Run",
+        "Images scored before and after training, on fresh seeds; 0 skips this.",
+        at_least(0),
+        may_change=True,
+    )
+    tracker: Tracker = setting(
+        "tensorboard",
+        "Run",
+        "Experiment tracker, such as tensorboard or wandb; '' is none.",
+        metavar="NAME",
+        may_change=True,
+    )
+
+    @property
+    def method(self) -> str:
+        """How the adapter is trained, in one phrase for its model card."""
+        raise NotImplementedError

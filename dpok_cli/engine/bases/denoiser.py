@@ -1,0 +1,52 @@
+"""The denoising network as everything else calls it: with prompts, guidance and a count."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Text embeddings of B prompts, and of the negative prompt for guidance."""
+
+    prompts: Tensor  # (B, L, D)
+    negative: Tensor  # (1, L, D)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Tensor | slice | list[int]) -> "Conditioning":
+        return Conditioning(self.prompts[rows], self.negative)
+
+
+class Denoiser:
+    """Predicts the noise (or v, or x_0) in latents, and counts what that cost."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype):
+        """``network`` may be wrapped for many processes; ``dtype`` is its input's."""
+        self.network, self.dtype = network, dtype
+        #: Rows that went through the network so far; guidance takes two a sample.
+        self.evaluations = 0
+
+    def __call__(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> Tensor:
+        """Return the guided output, float32 (B, C, H, W), for latents at timesteps (B,).
+
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) takes both halves through
+        the network at once; a ``guidance_scale`` of 1 or less is none.
+        """
+        guided = guidance_scale > 1
+        prompt_embeds = conditioning.prompts
+        if guided:
+            negative = conditioning.negative.expand(len(prompt_embeds), -1, -1)
+            prompt_embeds = torch.cat([negative, prompt_embeds])
+            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
+        self.evaluations += len(latents)
+        noisy, prompt_embeds = latents.to(self.dtype), prompt_embeds.to(self.dtype)
+        output = self.network(noisy, timesteps, prompt_embeds).sample.float()
+        if guided:
+            without, with_prompt = output.chunk(2)
+            output = without + guidance_scale * (with_prompt - without)
+        return output

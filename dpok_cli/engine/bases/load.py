@@ -1,0 +1,91 @@
+"""Load a base model, and a LoRA adapter onto it."""
+
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.bases.source import check_source, locate
+from dpok_cli.engine.distributed import device_of
+from dpok_cli.engine.lora.adapter import NAME
+from dpok_cli.engine.lora.files import adapter_file, check_adapter
+from dpok_cli.errors import InputError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
+    """Load a pipeline by hub id or folder, frozen, in the config's precision and on its device.
+
+    ``adapter`` is a folder or file of LoRA weights to add. Raises InputError, with the reason, if
+    either cannot be loaded.
+    """
+    check_source(config.model)
+    if adapter is not None:
+        check_adapter(adapter)
+    _silence_libraries()
+    source = locate(config.model)
+    try:
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source,
+            dtype=DTYPES[config.precision],
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    except Exception as error:  # every library has its own for a file that is not right
+        raise InputError(
+            f"Cannot load the model {config.model}: {_first_line(error)}"
+            " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"
+            " that this machine has or can download."
+        ) from error
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if not known // 2 < words <= known:  # transformers makes up a tokenizer if files are missing
+        raise InputError(
+            f"Cannot load the model {config.model}: its tokenizer has {words} tokens and its text"
+            f" encoder {known}. Are its vocabulary files there?"
+        )
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.requires_grad_(False).eval()
+    pipeline.vae.float()  # half precision overflows in SD's decoder
+    pipeline.to(device_of(config.device))
+    if adapter is not None:
+        _add_adapter(pipeline, adapter)
+    return DiffusionModel(pipeline, config.height, config.width)
+
+
+def _silence_libraries() -> None:
+    """Keep the libraries' progress bars and log lines off the terminal; errors are raised."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()
+
+
+def _add_adapter(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
+    file = adapter_file(adapter)
+    try:
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"The adapter {adapter} does not fit this model: {_first_line(error)}"
+            " Give --model the model that it was trained on."
+        ) from error
+    with safe_open(file, "pt") as opened:
+        given = sum(key.endswith(".weight") for key in opened.keys())  # noqa: SIM118
+    parts = (pipeline.unet, pipeline.text_encoder)
+    taken = sum(".lora_" in key for part in parts for key, _ in part.named_parameters())
+    if given != taken:
+        raise InputError(
+            f"The adapter {adapter} does not fit this model: it has {given} weights, of"
+            f" which the model takes {taken}. Give --model the model that it was trained on."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:") + "."

@@ -1,0 +1,61 @@
+"""An evaluation from start to finish: draw what is missing, score it, and write the results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from dpok_cli.config import TINY
+from dpok_cli.engine.distributed import device_of, is_main, process_state, run_on_main
+from dpok_cli.engine.evaluation.draw import check_models, draw
+from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
+from dpok_cli.engine.evaluation.plan import Evaluation
+from dpok_cli.engine.evaluation.results import Results, summarise, to_csv
+from dpok_cli.engine.runs.files import write_text
+from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.embedding import image_embedding
+from dpok_cli.rewards.manager import build
+
+
+def evaluate(
+    evaluation: Evaluation,
+    folder: EvaluationFolder,
+    progress: Callable[[Iterator[Record]], Iterable[Record]] = iter,
+) -> Results:
+    """Evaluate in ``folder``, and return what its results.json holds.
+
+    Images that the folder already has are not drawn again. ``progress`` wraps the iterator over
+    the images, as tqdm does. All ranks return the same. Raises what `start` and `draw` raise.
+    """
+    reward, folder = start(evaluation, folder.path)
+    for _ in progress(draw(evaluation, reward, folder)):
+        pass
+    process_state(evaluation.config.device).wait_for_everyone()
+    return finish(evaluation, reward, folder)
+
+
+def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, EvaluationFolder]:
+    """Make the reward and the folder of an evaluation.
+
+    The folder is made only once all models and rewards could be loaded. Raises InputError for a
+    model or folder that cannot be used, RewardError for a reward that cannot be loaded.
+    """
+    config = evaluation.config
+    processes = process_state(config.device)
+    reward = build(evaluation.rewards, device_of(config.device), tiny=config.model == TINY)
+    if not EvaluationFolder.check(path, evaluation).begun:
+        check_models(evaluation)
+        reward.prepare()
+    return reward, run_on_main(lambda: EvaluationFolder.open(path, evaluation), processes)
+
+
+def finish(evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder) -> Results:
+    """Summarise an evaluation whose images are all drawn; rank 0 writes results.json and .csv."""
+    config = evaluation.config
+    embedding = image_embedding(config.model, device_of(config.device), reward)
+    results = summarise(evaluation, reward, folder, embedding)
+    if is_main(config.device):
+        write_text(folder.results, json.dumps(results, indent=2) + "\n")
+        write_text(folder.table, to_csv(results))
+    return results

@@ -1,0 +1,56 @@
+"""What a round's updates learn from: its own examples, and if asked older ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpok_cli.engine.rl.rollout import Batch
+
+
+class Buffer:
+    """The newest examples: those of the round (``fresh``) first, then older ones."""
+
+    def __init__(self, size: int):
+        """Keep ``size`` examples, or a round's if those are more; 0 keeps just the round's."""
+        self.size = size
+        self.examples: Any = None  # a Batch of the objective's kind
+        self.fresh = 0  # the first rows, which the present policy's rollout made
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, rows: Tensor) -> Any:
+        return self.examples[rows]
+
+    def add(self, fresh: Batch) -> None:
+        """Put a round's examples first; the oldest beyond the size are dropped."""
+        kept = fresh
+        if self.size and self.examples is not None:
+            kept = type(fresh).cat([fresh, self.examples])[: max(self.size, len(fresh))]
+        self.examples, self.fresh = kept, len(fresh)
+
+    def minibatches(self, batch_size: int, seed: int) -> Iterator[Tensor]:
+        """Yield batches of row numbers, long (batch_size,) or fewer, without end.
+
+        All rows come once, in random order, before any comes again.
+        """
+        random = torch.Generator().manual_seed(seed)
+        while True:
+            yield from torch.randperm(len(self), generator=random).split(batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        kept = self.size and self.examples is not None
+        return {"fresh": self.fresh, "examples": vars(self.examples) if kept else {}}
+
+    def load_state_dict(
+        self, state: dict[str, Any], kind: type[Batch], device: torch.device
+    ) -> None:
+        """Take examples of ``kind`` back, onto ``device``."""
+        self.fresh = state["fresh"]
+        if state["examples"]:
+            rows = {name: rows.to(device) for name, rows in state["examples"].items()}
+            self.examples = kind(**rows)

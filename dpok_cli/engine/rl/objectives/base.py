@@ -1,0 +1,106 @@
+"""What an objective tells the loop, the view, the config and the docs. Knows no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from dpok_cli.engine.bases.denoiser import Conditioning
+    from dpok_cli.engine.rl.advantage import RewardAdvantage
+    from dpok_cli.engine.rl.rollout import Batch, Trajectories
+    from dpok_cli.engine.runs.measures import Measure
+    from dpok_cli.engine.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch of B examples, and what it was made of."""
+
+    loss: Tensor  # scalar, with gradients
+    measured: dict[str, Tensor]  # each (B,) or scalar, without
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one batch of a round's updates measured, on this rank."""
+
+    update: int  # which of the round's optimizer steps, from 0
+    fresh: Tensor  # bool (B,): which examples are of this round's rollout
+    loss: Tensor  # scalar
+    values: dict[str, Tensor]  # those of `Loss.measured`
+
+
+class Ranks(Protocol):
+    """Reductions over all ranks."""
+
+    def mean(self, values: Sequence[Tensor]) -> float:
+        """Return the mean of the means of tensors, of any shapes."""
+        ...
+
+    def largest(self, value: float) -> float: ...
+
+
+class Objective(ABC):
+    """What the updates of a round minimise."""
+
+    #: What --objective calls it.
+    name: ClassVar[str]
+    #: Its method in one phrase with the paper, for model cards.
+    method: ClassVar[str]
+    #: What it needs of a rollout: each "trajectory" with its log-probs, or "x_0" alone.
+    needs: ClassVar[Literal["trajectory", "x_0"]]
+    #: Its settings: a frozen dataclass whose fields are made by `config.fields.setting`. It becomes
+    #: a part of `TrainRLConfig`, so two objectives may share a setting only by sharing a class.
+    Settings: ClassVar[type]
+    #: What `metrics` returns, in the order of the view.
+    measures: ClassVar[tuple[Measure, ...]]
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raise InputError if the objective cannot be trained with a `TrainRLConfig`."""
+        return
+
+    @classmethod
+    @abstractmethod
+    def kind(cls) -> type[Batch]:
+        """Return the class of its examples."""
+
+    def __init__(
+        self,
+        config: Any,
+        sampler: Sampler,
+        conditioning: Conditioning,
+        advantage: RewardAdvantage,
+    ):
+        """Take what `loss` needs; ``conditioning`` is of the run's prompts.
+
+        Raises InputError if the sampler's steps leave nothing to train.
+        """
+        self.config, self.sampler = config, sampler
+        self.conditioning, self.advantage = conditioning, advantage
+
+    @abstractmethod
+    def choose(self, samples: int, random: Generator) -> Tensor:
+        """Return what of each of a round's M samples is trained on, (M, n), equal in all ranks."""
+
+    @abstractmethod
+    def examples(
+        self, trajectories: Trajectories, rewards: Tensor, advantages: Tensor, chosen: Tensor
+    ) -> Batch:
+        """Return the M * n examples of M trajectories, those of a sample in a row.
+
+        ``rewards`` and ``advantages`` are (M,), ``chosen`` (M, n) is what `choose` returned.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Loss:
+        """Return the loss of a batch of examples."""
+
+    @abstractmethod
+    def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
+        """Return `measures` over all batches of a round's updates."""

@@ -1,0 +1,45 @@
+"""The settings of `dpok train-rl`: those of the loop, and those that each objective brings.
+
+They stand here, above the objectives, and not in `dpok_cli.config`, which knows none of them.
+"""
+
+from dataclasses import dataclass, make_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpok_cli.config.fields import setting
+from dpok_cli.config.rl import RLConfig
+from dpok_cli.engine.rl.objectives import OBJECTIVES
+from dpok_cli.engine.rl.objectives.base import Objective
+from dpok_cli.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from dpok_cli.engine.rl.objectives.dpok import DPOKSettings as _ObjectiveSettings
+else:
+    _parts = dict.fromkeys(objective.Settings for objective in OBJECTIVES.values())
+    _ObjectiveSettings = make_dataclass("_ObjectiveSettings", (), bases=(*_parts,), frozen=True)
+
+
+@dataclass(frozen=True)
+class TrainRLConfig(_ObjectiveSettings, RLConfig):
+    """`dpok train-rl`: online RL, by default DPOK (Fan et al., NeurIPS 2023, arXiv 2305.16381)."""
+
+    command: ClassVar[str] = "train-rl"
+
+    objective: str = setting(
+        "dpok", "Objective", "What the updates minimise.", metavar="|".join(OBJECTIVES)
+    )
+
+    def check(self, config: Any) -> None:
+        if self.objective not in OBJECTIVES:
+            advice = suggest(self.objective, OBJECTIVES)
+            raise InputError(f"objective = {self.objective!r}: no such choice.{advice}")
+        self.objective_class.check(self)
+
+    @property
+    def objective_class(self) -> type[Objective]:
+        return OBJECTIVES[self.objective]
+
+    @property
+    def method(self) -> str:
+        """How the adapter is trained, in one phrase for its model card."""
+        return self.objective_class.method

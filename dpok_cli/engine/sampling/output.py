@@ -1,0 +1,87 @@
+"""Sampled images in a folder: a PNG each, a grid of all, and a manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from math import ceil, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpok_cli import __version__
+from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.sampling.pictures import grid, side_by_side, to_pil
+from dpok_cli.engine.sampling.sampler import Sample, Sampler
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+Progress = Callable[[Iterator[Sample]], Iterable[Sample]]
+
+
+def write_samples(
+    model: DiffusionModel,
+    config: SamplingConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    adapter: Path | None = None,
+    before: bool = False,
+    progress: Progress = iter,
+) -> Path:
+    """Draw the config's prompts from ``seeds`` into ``folder``; returns the picture of all.
+
+    That is grid.png, or with ``before`` before_after.png: the model without its adapter beside the
+    model with it, and the images of both in before/ and after/. manifest.json lists the images and
+    the settings, with ``adapter`` as given. ``progress`` wraps the iterator over the images, as
+    tqdm does. Raises NotFiniteError.
+    """
+    sampler = Sampler(model, config)
+    if before:
+        with model.reference():
+            base, listed = _draw(sampler, seeds, folder, "before", progress)
+        tuned, listed_after = _draw(sampler, seeds, folder, "after", progress)
+        listed += listed_after
+        picture = folder / "before_after.png"
+        _save(side_by_side({"before": base, "after": tuned}), picture)
+    else:
+        _, listed = _draw(sampler, seeds, folder, "", progress)
+        picture = folder / "grid.png"
+    manifest = {
+        "dpok": __version__,
+        "adapter": str(adapter) if adapter else None,
+        "settings": asdict(config),
+        "images": listed,
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    return picture
+
+
+def _draw(
+    sampler: Sampler, seeds: Sequence[int], folder: Path, subfolder: str, progress: Progress
+) -> tuple[Image, list[dict[str, str | int]]]:
+    """Draw into ``folder / subfolder``; returns the grid, and the manifest's entry of each image.
+
+    A single prompt is laid out as a square, several as one row each.
+    """
+    prompts = sampler.config.prompts
+    (folder / subfolder).mkdir(parents=True, exist_ok=True)
+    images: list[Tensor] = []
+    listed: list[dict[str, str | int]] = []
+    for number, drawn in enumerate(progress(sampler.sample(prompts, seeds))):
+        file = Path(subfolder, f"{number // len(seeds):03}_{drawn.seed}.png").as_posix()
+        _save(to_pil(drawn.image), folder / file)
+        listed.append({"file": file, "prompt": drawn.prompt, "seed": drawn.seed})
+        images.append(drawn.image)
+    picture = grid(images, ceil(sqrt(len(seeds))) if len(prompts) == 1 else len(seeds))
+    _save(picture, folder / subfolder / "grid.png")
+    return picture, listed
+
+
+def _save(picture: Image, file: Path) -> None:
+    with replacing(file) as temporary:
+        picture.save(temporary, "PNG")

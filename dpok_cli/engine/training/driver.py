@@ -1,0 +1,88 @@
+"""The driver of every training: resume, advance round by round, keep what each round made."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
+from dpok_cli.engine.training.outputs import Metrics, Outputs
+from dpok_cli.engine.training.session import Session
+from dpok_cli.errors import RewardError
+
+
+class StopRequested(Exception):
+    """Raised in the middle of a round that was asked to stop and has changed nothing yet."""
+
+
+class Loop(Protocol):
+    """A way to train: what happens in one round (RL) or one step (SFT)."""
+
+    #: "round" or "step": what `advance` counts, and the first key of a record.
+    unit: str
+    #: The number of the last round or step.
+    last: int
+    #: Images drawn (RL) or in the image set (SFT) so far, by all ranks.
+    samples: int
+
+    def advance(self, number: int) -> Metrics | None:
+        """Do round or step ``number``; returns its metrics, if a record is due.
+
+        Raises StopRequested or RewardError before it has changed anything.
+        """
+        ...
+
+    def close(self) -> None: ...
+    def state_dict(self) -> Tree: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
+    """Train until the last round or until a stop is requested, yielding the records.
+
+    A run that has checkpoints is resumed from the newest. An error or a stop leaves the adapter as
+    far as it was trained.
+    """
+    config = session.config
+    outputs = Outputs(session, loop.unit)
+    checkpoints = Checkpoints(
+        session.run.checkpoints if session.run else None,
+        config.keep,
+        session.accelerator,
+        {"adapter": session.model.adapter, "updater": session.updater, "loop": loop},
+    )
+    number = checkpoints.resume(session.warn)  # before anything is written: it may be refused
+    outputs.resume(number)
+    session.accelerator.wait_for_everyone()
+    try:
+        if number == 0:
+            outputs.draw_grid(0)
+        while number < loop.last:
+            try:
+                record = loop.advance(number + 1)
+            except (StopRequested, RewardError) as reason:  # the state is still that of ``number``
+                if config.checkpoint_every:
+                    checkpoints.write(number)
+                if isinstance(reason, StopRequested):
+                    return
+                raise
+            number += 1
+            if record:
+                outputs.log(number, record)
+            ending = session.should_stop() or number == loop.last
+            if number == loop.last or _is_due(number, config.sample_every):
+                outputs.draw_grid(number)
+                outputs.save_adapter(loop.samples)
+            if config.checkpoint_every and (ending or _is_due(number, config.checkpoint_every)):
+                checkpoints.write(number)
+            if record:
+                yield record
+            if ending:
+                return
+    finally:
+        outputs.save_adapter(loop.samples)
+        loop.close()
+        outputs.close()
+
+
+def _is_due(number: int, every: int) -> bool:
+    """Return whether ``number`` is a multiple of ``every``; 0 means never."""
+    return bool(every) and number % every == 0

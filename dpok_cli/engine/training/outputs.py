@@ -1,0 +1,60 @@
+"""What a run leaves for people and other tools: metrics, sample grids, the adapter and its card."""
+
+from dpok_cli.engine.bases.source import locate
+from dpok_cli.engine.lora.card import adapter_card
+from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.sampling.pictures import grid
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.training.session import Session
+from dpok_cli.engine.training.tracker import Tracker
+
+Metrics = dict[str, float]
+
+
+class Outputs:
+    """The outputs of one run, written by rank 0; without a run folder there are none."""
+
+    def __init__(self, session: Session, unit: str):
+        """``unit`` is "round" or "step", what the sample grids are numbered by."""
+        self.config, self.model, self.unit = session.config, session.model, unit
+        self.run = session.run if session.is_main else None
+        name = self.config.tracker if session.run else ""
+        self.tracker = Tracker(name, session.accelerator, session.warn)
+        self.sampler = Sampler(self.model, self.config, autocast=session.accelerator.autocast)
+
+    def resume(self, number: int) -> None:
+        """Start after round or step ``number``: later metrics are removed."""
+        if self.run:
+            self.run.cut(number)
+        self.tracker.start()
+
+    def log(self, number: int, metrics: Metrics) -> None:
+        """Add a line to metrics.jsonl, and send it to the tracker."""
+        if self.run:
+            self.run.append(metrics)
+        self.tracker.log(number, metrics)
+
+    def draw_grid(self, number: int) -> None:
+        """Draw the sample grid, from the same seeds each time."""
+        count = self.config.sample_count
+        if not self.run or not self.config.sample_every or not count:
+            return
+        prompts = self.config.prompts[:count]
+        each = count // len(prompts)
+        images = [one.image for one in self.sampler.sample(prompts, range(each))]
+        columns = each if len(prompts) > 1 else max(1, round(each**0.5))
+        self.run.samples.mkdir(exist_ok=True)
+        with replacing(self.run.samples / f"{self.unit}-{number:05d}.png") as file:
+            grid(images, columns).save(file, format="png")
+
+    def save_adapter(self, samples: int) -> None:
+        """Write the adapter, which ``samples`` images went into, and its model card."""
+        if not self.run:
+            return
+        self.model.adapter.save(self.run.adapter)
+        clip_sample = self.model.scheduler.config.clip_sample
+        card = adapter_card(self.config, samples, clip_sample, locate(self.config.model))
+        write_text(self.run.adapter / "README.md", card)
+
+    def close(self) -> None:
+        self.tracker.close()

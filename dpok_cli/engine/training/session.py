@@ -1,0 +1,71 @@
+"""What surrounds a training: the processes, the run folder, the model with its adapter."""
+
+from collections.abc import Callable
+
+from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.bases.denoiser import Denoiser
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.distributed import accelerator_for, any_rank
+from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.seeds import purpose_seed
+from dpok_cli.engine.training.updater import Updater
+from dpok_cli.errors import InputError
+
+
+class Session:
+    """One training of one model, on every rank, with what its loop needs from outside."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: DiffusionModel,
+        run: RunFolder | None,
+        stop: Callable[[], bool],
+        warn: Callable[[str], None],
+        steps: int,
+    ):
+        """Prepare the model, which gets an adapter if it has none, for this many optimizer steps.
+
+        Without a ``run`` nothing is kept. ``stop()`` says whether to end early; ``warn`` gets each
+        warning, on rank 0 only.
+        """
+        if not config.prompts:
+            raise InputError("prompts: none is given to draw for.")
+        self.config, self.model, self.run = config, model, run
+        self._stop, self._warn = stop, warn
+        self.accelerator = accelerator_for(
+            model.device,
+            config.precision,
+            log_with=config.tracker if run and config.tracker else None,
+            project_dir=run.path if run else None,
+        )
+        if not model.adapter:
+            model.adapter.start(config, with_init_adapter=not (run and run.has_checkpoints()))
+        network = model.pipeline.unet
+        if config.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        prepared = self.accelerator.prepare(network)
+        #: The denoiser that is trained; it counts the evaluations of training alone.
+        self.denoiser = Denoiser(prepared, model.denoiser.dtype)
+        self.sampler = Sampler(model, config, self.denoiser, self.accelerator.autocast)
+        self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
+        self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which alone writes to the run folder."""
+        return self.accelerator.is_main_process
+
+    def should_stop(self) -> bool:
+        """Return whether any rank was asked to stop; the same answer in all of them."""
+        return any_rank(bool(self._stop()), self.accelerator)
+
+    def warn(self, line: str) -> None:
+        """Pass a warning on, once for all ranks."""
+        if self.is_main:
+            self._warn(line)
+
+    def seed(self, number: int, purpose: str) -> int:
+        """Return the seed of one ``purpose`` in round or step ``number``."""
+        return purpose_seed(self.config.seed, number, purpose)

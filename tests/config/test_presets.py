@@ -1,0 +1,120 @@
+"""What each preset changes of the defaults, for each command that has it."""
+
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from dpok_cli.config import EvaluateConfig, SampleConfig, TrainSFTConfig, presets, resolve, to_toml
+from dpok_cli.config.sources import COMMANDS, PRESETS
+from dpok_cli.engine.rl.settings import TrainRLConfig
+
+SAMPLING = {
+    "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "num_inference_steps": 50,
+    "guidance_scale": 7.5,
+}
+RL = SAMPLING | {
+    "rewards": ("image-reward",),
+    "rounds": 2000,
+    "samples_per_round": 10,
+    "group_size": 1,
+    "timestep_fraction": 1.0,
+    "buffer_size": 1000,
+    "updates_per_round": 5,
+    "alpha": 10.0,
+    "ratio_clip": 1e-4,
+    "advantage": "value",
+    "advantage_clip": 0.0,
+    "batch_size": 4,
+    "gradient_accumulation": 12,
+    "learning_rate": 1e-5,
+    "lr_schedule": "constant",
+    "max_grad_norm": 0.1,
+    "weight_decay": 0.01,
+    "lora_rank": 4,
+    "sample_batch_size": 10,
+    "sample_every": 50,
+    "checkpoint_every": 10,
+}
+SFT = SAMPLING | {
+    "rewards": ("image-reward",),
+    "images": 20_000,
+    "steps": 8000,
+    "gamma": 2.0,
+    "prompt_dropout": 0.0,
+    "batch_size": 16,
+    "gradient_accumulation": 8,
+    "learning_rate": 2e-5,
+    "weight_decay": 0.01,
+    "lora_rank": 4,
+    "sample_batch_size": 10,
+    "sample_every": 500,
+    "checkpoint_every": 100,
+}
+CHANGED = {
+    (TrainRLConfig, "tiny"): {},
+    (TrainRLConfig, "sd15"): RL,
+    (TrainRLConfig, "sd15-multi"): RL | {"alpha": 1000.0, "beta": 0.1},
+    (TrainSFTConfig, "tiny"): {},
+    (TrainSFTConfig, "sd15"): SFT,
+    (TrainSFTConfig, "sd15-sft"): SFT,
+    (SampleConfig, "tiny"): {},
+    (SampleConfig, "sd15"): SAMPLING,
+    (EvaluateConfig, "tiny"): {},
+    (EvaluateConfig, "sd15"): SAMPLING,
+}
+KINDS = list(dict.fromkeys(kind for kind, _ in CHANGED))
+
+
+@pytest.mark.parametrize(("kind", "preset"), CHANGED)
+def test_what_a_preset_changes(kind, preset):
+    config, default = vars(resolve(kind, preset)), vars(kind())
+    assert {key: config[key] for key in config if config[key] != default[key]} == (
+        CHANGED[kind, preset]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_presets_of_a_command(kind):
+    assert {*presets(kind)} == {preset for of, preset in CHANGED if of is kind}
+    assert presets(kind)[0] == "tiny"
+    assert kind().model == "tiny"
+
+
+def test_the_paper_keeps_what_the_defaults_share_with_it():
+    config = resolve(TrainRLConfig, "sd15")
+    shared = {"eta": 1.0, "beta": 0.01, "kl": "epsilon", "clip_form": "ppo"}
+    shared |= {"value_learning_rate": 1e-4, "value_updates": 5, "value_batch_size": 256}
+    assert {key: getattr(config, key) for key in shared} == shared
+    # so that it stays the paper's when a default is changed
+    table = tomllib.loads((PRESETS / "sd15.toml").read_text())
+    assert shared.items() <= (table | table["train-rl"]).items()
+    assert resolve(TrainSFTConfig, "sd15").kl_form == table["train-sft"]["kl_form"] == "kl-d"
+
+
+@pytest.mark.parametrize(("kind", "preset"), CHANGED)
+def test_a_preset_is_written_and_read_again(kind, preset, tmp_path):
+    config = resolve(kind, preset, prompts=['say "hi"', "Ünïcode \\ [x]"])
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert resolve(kind, file=file) == config
+    assert resolve(kind, "sd15", file) == config  # it sets everything
+
+
+@pytest.mark.parametrize(("kind", "preset"), [case for case in CHANGED if case[1] != "tiny"])
+def test_a_presets_file_can_be_given_as_a_config(kind, preset):
+    assert resolve(kind, file=PRESETS / f"{preset}.toml") == resolve(kind, preset)
+
+
+def test_the_files_are_installed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    shipped = project["tool"]["setuptools"]["package-data"]["dpok_cli.config"]
+    files = [file.relative_to(PRESETS.parent).as_posix() for file in PRESETS.iterdir()]
+    assert len(files) >= 3
+    assert [file for file in files if not any(fnmatch(file, each) for each in shipped)] == []
+
+
+def test_every_command_has_its_table():
+    assert {kind.command for kind in KINDS} == {*COMMANDS}

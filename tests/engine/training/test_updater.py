@@ -1,0 +1,94 @@
+"""The updater: what one optimizer step does with gradients that are given."""
+
+import copy
+
+import pytest
+import torch
+
+from dpok_cli.engine.distributed import accelerator_for
+from dpok_cli.engine.training.updater import Updater
+
+
+class Weights:
+    """An adapter of two weights."""
+
+    def __init__(self):
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+
+    def parameters(self):
+        return [self.weight]
+
+
+@pytest.fixture
+def make(make_config):
+    def make(**changes):
+        config = make_config(weight_decay=0.0, lr_schedule="constant", **changes)
+        weights = Weights()
+        accelerator = accelerator_for(torch.device("cpu"), "fp32")
+        network = torch.nn.Linear(1, 1)
+        return Updater(config, weights, network, accelerator, steps=4), weights.weight
+
+    return make
+
+
+def first_moment(updater, weight):
+    return updater.optimizer.state[weight]["exp_avg"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("most", "taken"),
+    [
+        (10.0, [3.0, 4.0]),  # the norm is 5, which is allowed
+        (1.0, [0.6, 0.8]),
+        (0.1, [0.06, 0.08]),
+    ],
+)
+def test_gradients_are_clipped_to_their_largest_norm(make, most, taken):
+    """Adam's own step does not depend on a gradient's scale; its first moment does."""
+    updater, weight = make(max_grad_norm=most, adam_beta1=0.5)
+    updater.backward((weight * torch.tensor([3.0, 4.0])).sum())
+    assert updater.step().item() == pytest.approx(5.0)  # before clipping
+    assert first_moment(updater, weight) == pytest.approx([0.5 * one for one in taken], rel=1e-4)
+    assert not weight.grad  # ready for the next step
+
+
+def test_batches_of_a_step_add_up(make):
+    updater, weight = make(max_grad_norm=100.0, adam_beta1=0.5)
+    for last in (False, True):
+        with updater.accumulate(last):
+            updater.backward((weight * torch.tensor([1.0, -2.0])).sum())
+    updater.step()
+    assert first_moment(updater, weight) == pytest.approx([1.0, -2.0], rel=1e-4)
+
+
+def test_a_step_moves_against_the_gradient_by_the_learning_rate(make):
+    updater, weight = make(learning_rate=0.25)
+    updater.backward((weight * torch.tensor([3.0, -4.0])).sum())
+    updater.step()
+    assert weight.tolist() == pytest.approx([-0.25, 0.25], rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(make):
+    updater, weight = make()
+    updater.backward((weight * torch.tensor([1.0, float("nan")])).sum())
+    assert not updater.step().isfinite()
+    assert (weight.tolist(), updater.skipped) == ([0.0, 0.0], 1)
+    updater.backward(weight.sum())
+    updater.step()
+    assert weight.max() < 0
+    assert updater.skipped == 1
+
+
+def test_its_state_comes_back(make):
+    one, first = make(lr_warmup_steps=3)
+    other, second = make(lr_warmup_steps=3)
+    for gradient in ([1.0, 2.0], [float("inf"), 0.0]):
+        one.backward((first * torch.tensor(gradient)).sum())
+        one.step()
+    other.load_state_dict(copy.deepcopy(one.state_dict()))  # as a file would be read
+    second.data.copy_(first.data)
+    assert (other.skipped, other.learning_rate) == (1, one.learning_rate)
+    for updater, weight in ((one, first), (other, second)):
+        updater.backward((weight * torch.tensor([2.0, -1.0])).sum())
+        updater.step()
+    assert torch.equal(first, second)

@@ -1,0 +1,1 @@
+"""What several tests import: the very small pipeline, processes that start fast, and waiting."""
