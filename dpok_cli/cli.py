@@ -28,7 +28,7 @@ app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(serve_reward.serve_reward)
 
 
-#: What the system says of a path that a person gave and that cannot be one, or may not be used.
+#: Errors of the system for a path that is invalid or not permitted, and so is bad input.
 _NO_PATH = {
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -98,7 +98,7 @@ def _debugging() -> bool:
 
 
 def main() -> None:
-    # Their warnings are for those who import them; a person may still ask to see them.
+    # These libraries' warnings are for developers; the user's own setting of a variable is kept.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     sys.exit(run(sys.argv[1:]))

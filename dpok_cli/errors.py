@@ -1,11 +1,11 @@
-"""The errors a person may see: one line that says what is wrong and what to do."""
+"""Errors for the user: one line that says what is wrong and what to do."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class DpokError(Exception):
-    """Something failed that the person should know of; ends the command with exit code 1."""
+    """A failure to report to the user; ends the command with exit code 1."""
 
     exit_code = 1
 
@@ -21,7 +21,7 @@ class RewardError(DpokError):
 
 
 class TrainingError(DpokError):
-    """Training cannot go on; what was reached is kept in the run folder."""
+    """Training cannot continue; progress so far is kept in the run folder."""
 
 
 class NotFiniteError(TrainingError):
@@ -29,7 +29,7 @@ class NotFiniteError(TrainingError):
 
 
 class MemoryFullError(DpokError):
-    """A device has not the memory that the settings need; names those that need less."""
+    """A device lacks the memory that the settings need; names settings that need less."""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

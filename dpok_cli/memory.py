@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dpok_cli.config import SamplingConfig, TrainingConfig
 from dpok_cli.errors import DpokError, MemoryFullError, RewardError
 
-#: Phrases of a plain RuntimeError for a full memory, from the CPU's allocator and some drivers.
+#: Phrases of an out-of-memory RuntimeError, from the CPU's allocator and some drivers.
 _PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -14,7 +14,7 @@ _PHRASES = ("can't allocate memory", "not enough memory", "out of memory")
 def advice_when_full(
     settings: SamplingConfig, resume: str = "", processes: int = 1
 ) -> Iterator[None]:
-    """Raise MemoryFullError in place of an error of the block that a full memory caused.
+    """Turn an out-of-memory error in the block into a MemoryFullError with advice.
 
     ``resume`` is the command that resumes the run, if there is one; each batch is sharded over
     ``processes``.
@@ -42,7 +42,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _sentence(text: str) -> str:
-    """Return the sentence of an error that names the full memory, or its first."""
+    """Return the sentence of an error that contains one of the phrases, or its first."""
     sentences = [sentence.rstrip(".") for sentence in " ".join(text.split()).split(". ")]
     telling = (one for one in sentences if any(phrase in one.lower() for phrase in _PHRASES))
     return next(telling, sentences[0])
@@ -69,7 +69,7 @@ def _advice(settings: SamplingConfig, resume: str, processes: int, reward: str) 
 
 
 def _less(settings: SamplingConfig, processes: int) -> tuple[list[str], list[str]]:
-    """Return flags that need about half the memory: those that keep a run's results, and others."""
+    """Return flags that need less memory: those that do not change a run's results, and others."""
     same, other = [], []
     if settings.sample_batch_size > 1:
         same.append(f"--sample-batch-size {settings.sample_batch_size // 2}")

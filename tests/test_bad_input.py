@@ -63,7 +63,7 @@ CASES = {
     "check without a spec": (("rewards", "check"), "Missing argument 'SPEC'"),
     "show without a name": (("rewards", "show"), "Missing argument 'name'"),
     "show a spec": (("rewards", "show", "judge=2"), "Unknown reward 'judge=2'"),
-    "json before show": (("rewards", "--json", "show", "judge"), "Say --json after show"),
+    "json before show": (("rewards", "--json", "show", "judge"), "Put --json after show"),
     "serve an unknown reward": (("serve-reward", "juge"), "Did you mean 'judge'?"),
     "serve without a spec": (("serve-reward",), "Missing argument 'SPEC'"),
     "serve at no port": (("serve-reward", "judge", "--port", "65536"), "'--port'"),
@@ -185,6 +185,10 @@ CASES = {
     "adapter of unknown training": (
         ("evaluate", "--adapter", "lora"),
         "was trained on are unknown: give --prompt",
+    ),
+    "few samples for raters": (
+        (*EVALUATE, "--human", "--samples", "3"),
+        "--human shows sets of 4 images: give --samples 4 or more",
     ),
     "no samples": ((*EVALUATE, "--samples", "0"), "samples = 0: must be >= 1"),
     "few resamples": ((*EVALUATE, "--resamples", "3"), "resamples = 3: must be >= 100"),

@@ -53,10 +53,10 @@ def print_settings(settings: TrainingConfig) -> None:
 
 
 class Job:
-    """A training on its way from checked settings to a report."""
+    """One training, from checked settings to a report."""
 
     def __init__(self, settings: TrainingConfig, run: "RunFolder | None", quiet: bool):
-        """Check what can be refused without torch; ``run`` is one to resume."""
+        """Do the checks that need no torch; ``run`` is a run to resume."""
         from dpok_cli.engine.bases.source import check_source
         from dpok_cli.engine.lora.files import check_adapter
         from dpok_cli.engine.runs.folder import RunFolder
@@ -100,7 +100,7 @@ class Job:
 
     @contextmanager
     def training(self, view: TrainingView) -> Iterator["Stop"]:
-        """Hold the loop: signals stop it gracefully, and what it reached is plotted.
+        """Run the loop in this block: signals stop it gracefully, and its metrics are plotted.
 
         Ends the command with the signal's exit code after a stop.
         """
@@ -129,7 +129,7 @@ class Job:
             raise typer.Exit(stop.exit_code)
 
     def report(self) -> None:
-        """Compare with the reference model, and print what was made; on rank 0 only."""
+        """Compare with the reference model, and print the outputs; on rank 0 only."""
         if not self.is_main:
             return
         from dpok_cli.engine.evaluation.compare import compare
@@ -145,7 +145,7 @@ class Job:
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
 
     def _held_out(self) -> "WeightedReward | None":
-        """Return the tiny world's judge, where it knows all prompts and is not trained on."""
+        """Return the tiny world's judge, if it knows all prompts and is not a training reward."""
         from dpok_cli.rewards.manager import build
         from dpok_cli.tiny.words import parse
 
@@ -161,7 +161,7 @@ class Job:
             plot_metrics(history, view.measures, view.unit, self.run.plots / "metrics.png")
 
     def _tell_stop(self) -> None:
-        self._say("Stopping at the next point where nothing is lost; again to stop at once.")
+        self._say("Stopping at the next safe point; repeat to stop at once.")
 
     def _say(self, line: str) -> None:
         if not self.quiet:

@@ -135,6 +135,7 @@ def evaluate(
         return
     from dpok_cli.engine.evaluation.folder import EvaluationFolder
     from dpok_cli.engine.evaluation.plan import settle
+    from dpok_cli.engine.evaluation.report.human import check_samples
 
     evaluation = settle(
         settings,
@@ -143,6 +144,8 @@ def evaluate(
         extra_prompts=read_prompts(unseen_prompts_file) if unseen_prompts_file else (),
         categories=read_categories(prompts_file) | read_categories(unseen_prompts_file),
     )
+    if human:
+        check_samples(evaluation)
     folder = EvaluationFolder.check(output or EvaluationFolder.default(evaluation), evaluation)
 
     keep_freed_memory()

@@ -17,20 +17,18 @@ from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 if TYPE_CHECKING:
     from dpok_cli.rewards.manager import Entry
 
-app = typer.Typer(
-    help="List the rewards that are installed, and try one out.", invoke_without_command=True
-)
+app = typer.Typer(help="List the installed rewards, and try one.", invoke_without_command=True)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
 def list_rewards(context: typer.Context, as_json: Json = False) -> None:
-    """List the rewards that are installed, and the plugins that could not be loaded."""
+    """List the installed rewards, and the plugins that could not be loaded."""
     from dpok_cli.rewards.manager import registry
 
     if command := context.invoked_subcommand:
         if as_json:
-            raise InputError(f"Say --json after {command}: dpok rewards {command} ... --json")
+            raise InputError(f"Put --json after {command}: dpok rewards {command} ... --json")
         return
     found = registry()
     rewards = [_facts(found.rewards[name]) for name in sorted(found.rewards)]
@@ -38,7 +36,7 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
         _say_json({"rewards": rewards, "failures": found.failures, "clashes": found.clashes})
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("reward", "package", "range", "weights", "what it is"):
+    for column in ("reward", "package", "range", "weights", "description"):
         table.add_column(column)
     for facts in rewards:
         package = f"{facts['package']} {facts['version']}"
@@ -71,7 +69,7 @@ def show(
     console.say(f"Range: {_range(reward.range)}; {better}.", console.out)
     console.say(f"Weights: {_weights(reward)}", console.out)
     for key, option in options.items():
-        default = "must be given" if option["required"] else f"default {option['default']!r}"
+        default = "required" if option["required"] else f"default {option['default']!r}"
         console.say(f"Option {key} ({option['type']}, {default})", console.out)
     if options:
         console.say(f"\n{about_options}", console.out)
@@ -117,7 +115,7 @@ def check(
 
 
 def _facts(entry: "Entry") -> dict[str, Any]:
-    """Say of a reward what can be said in a line or in JSON (where an open range ends in null)."""
+    """Return a reward's properties for a table or JSON, where an open range ends in null."""
     reward = entry.cls
     limits = reward.range
     return {
@@ -133,7 +131,7 @@ def _facts(entry: "Entry") -> dict[str, Any]:
 
 
 def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:
-    """Return each option's type, default (None if there is none) and whether it must be given."""
+    """Return each option's type, default (None if there is none) and whether it is required."""
     types, needed = typing.get_type_hints(reward.Options), _needed(reward)
     result = {}
     for option in dataclasses.fields(reward.Options):
@@ -151,7 +149,7 @@ def _say_json(result: Any) -> None:
 
 
 def _weights(reward: type[RewardModel]) -> str:
-    """Say whether the files that a reward reads by default are on this machine."""
+    """Report whether the files that a reward reads by default are on this machine."""
     if reward.files is RewardModel.files:
         return "none needed"
     if needed := _needed(reward):

@@ -1,4 +1,4 @@
-"""`dpok serve-reward`: let other processes score with a reward that is installed here."""
+"""`dpok serve-reward`: serve an installed reward to other processes."""
 
 from typing import Annotated
 
@@ -15,16 +15,19 @@ def serve_reward(
             metavar="SPEC", help="The reward, as --reward takes it.", show_default=False
         ),
     ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="The address to listen on; by default this machine alone can ask.")
+        str,
+        typer.Option(help="The address to listen on; by default only this machine can connect."),
     ] = "127.0.0.1",
     device: Annotated[str, typer.Option(help="Where to score: auto, cpu, cuda, ...")] = "auto",
-    max_megabytes: Annotated[int, typer.Option(min=1, help="The largest request taken.")] = 64,
+    max_megabytes: Annotated[
+        int, typer.Option(min=1, help="Largest request accepted, in MB.")
+    ] = 64,
 ) -> None:
     """Serve a reward over HTTP, for --reward http:url=... in another environment or machine.
 
-    There is no password: whoever reaches the port may ask. Ctrl-C ends it.
+    There is no authentication: anyone who reaches the port can send requests. Ctrl-C stops it.
 
     Example: dpok serve-reward image-reward --port 8000
     """

@@ -57,7 +57,7 @@ def train_rl(
 
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:
-    """Say in words what is drawn and what is trained on in a round."""
+    """Describe what a round draws and trains on."""
     images, steps = settings.samples_per_round, settings.num_inference_steps
     fresh, accumulation = settings.transitions_per_round, settings.gradient_accumulation
     batch = min(settings.batch_size, max(fresh, settings.buffer_size))

@@ -62,7 +62,7 @@ def train_sft(
 
 
 def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
-    """Check the dataset's folder; without a prompt, take prompts of an image folder of the user's.
+    """Check the dataset folder; without a prompt, use the prompts of the user's image folder.
 
     Sample grids and evaluations draw these; all prompts of the folder are trained on.
     """
@@ -80,7 +80,7 @@ def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
 
 
 def arithmetic(settings: TrainSFTConfig) -> str:
-    """Say in words what is drawn and what is trained on."""
+    """Describe what is drawn and trained on."""
     parts = settings.batch_size, settings.gradient_accumulation
     size = f"{parts[0] * parts[1]}" + (f" ({parts[0]} x {parts[1]})" if parts[1] > 1 else "")
     images = f"{settings.images} images x {settings.num_inference_steps} steps, drawn once"

@@ -58,15 +58,15 @@ def within(low: float, high: float, ends: str = "[]") -> Rule:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a field besides its name, type and default."""
+    """What a field declares besides its name, type and default."""
 
     panel: Panel
     help: str
     rule: Rule | None = None
-    #: The flag's name where it is not the field's.
+    #: The flag's name, if it differs from the field's.
     flag: str = ""
     metavar: str | None = None
-    #: Whether it may differ when a run is resumed.
+    #: Whether it may change when a run is resumed.
     may_change: bool = False
 
 
@@ -108,7 +108,7 @@ class BaseConfig:
     """A config whose values are checked when it is made; raises InputError.
 
     A command's config may be put together from several classes. Each may have a
-    ``check(self, config)`` for what concerns several fields: ``config`` is the whole, of which a
+    ``check(self, config)`` for rules across fields: ``config`` is the complete config, of which a
     mixin that is declared elsewhere is only a part.
     """
 

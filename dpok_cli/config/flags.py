@@ -20,7 +20,7 @@ from dpok_cli.prompts.files import read_prompts
 #: The panels of the help, in their order there.
 PANELS = typing.get_args(Panel)
 
-#: The most seeds of one command, against a typing error.
+#: The most seeds of one command; guards against typing errors.
 MAX_SEEDS = 100_000
 
 Preset = Annotated[
@@ -131,7 +131,7 @@ def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Conf
     """
     settings: Any = config.resolve(kind, TINY, config_file)
     if not settings.prompts:
-        raise InputError(f"{config_file} names no prompts, so it is no run's: start a new run.")
+        raise InputError(f"{config_file} names no prompts, so no run wrote it: start a new run.")
     given = _given(flags)
     changed = kind(**vars(settings) | given)
     sizes = [[getattr(each, key) for key in _PRODUCT] for each in (settings, changed)]
@@ -168,7 +168,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Return the flags that were given; one that can be repeated is empty if it was not."""
+    """Return the flags that were given; a repeatable flag that was not given is empty."""
     return {key: value for key, value in flags.items() if value not in (None, [])}
 
 

@@ -24,7 +24,7 @@ class RLConfig(TrainingConfig):
     samples_per_round: int = setting(
         24, "Rollout", "Images sampled per round (m in the paper).", at_least(1)
     )
-    #: 1 compares all samples of a prompt, each from an x_T of its own.
+    #: 1 compares all samples of a prompt, each with its own x_T.
     group_size: int = setting(
         3,
         "Rollout",

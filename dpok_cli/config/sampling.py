@@ -1,4 +1,4 @@
-"""Settings of drawing images, and of `dpok sample`."""
+"""Settings of sampling, and of `dpok sample`."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
@@ -17,7 +17,7 @@ _PIXELS = Rule("a multiple of 8, or 0", lambda value: value >= 0 and value % 8 =
 
 @dataclass(frozen=True)
 class SamplingConfig(BaseConfig):
-    """Which model draws, which prompts, and by which denoising steps."""
+    """The model, the prompts and the sampler settings."""
 
     model: str = setting(
         TINY,
@@ -90,6 +90,6 @@ class SampleConfig(SamplingConfig):
 
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a run's config that determines its images, whatever the machine."""
+    """Return the part of a run's config that determines its images, on any machine."""
     shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
     return {key: value for key, value in config.items() if key in shared}

@@ -36,13 +36,13 @@ def resolve(
 
 
 def presets(kind: type[BaseConfig]) -> list[str]:
-    """Return the presets of a command: those with settings for every command, or a table of its."""
+    """Return the presets of a command: those with settings for every command, or a table for it."""
     files = sorted(PRESETS.glob("*.toml"))
     return [TINY, *(file.stem for file in files if _is_for(kind, _parse(file)))]
 
 
 def preset_values(kind: type[BaseConfig], name: str) -> dict[str, Any]:
-    """Return what a preset sets for a command; raises InputError if it is no preset of it."""
+    """Return what a preset sets for a command; raises InputError if it has none."""
     if name not in (known := presets(kind)):
         raise InputError(
             f"There is no preset {name!r} for {kind.command}.{suggest(str(name), known)}"
@@ -66,7 +66,7 @@ def _read(kind: type[BaseConfig], file: Path) -> dict[str, Any]:
 
 
 def _layers(kind: type[BaseConfig], file: Path) -> Iterator[dict[str, Any]]:
-    """Yield a file's settings, then those of its preset, then those of that one's."""
+    """Yield a file's settings, then those of its preset, then those of the preset's preset."""
     seen: list[str] = []
     while True:
         content = _parse(file)

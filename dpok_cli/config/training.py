@@ -1,4 +1,4 @@
-"""Settings that both trainings have: rewards, the optimizer, the adapter and the run folder."""
+"""Settings that both trainings share: rewards, the optimizer, the adapter and the run folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ def _is_folder_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class TrainingConfig(SamplingConfig):
-    """What every training has.
+    """Settings of every training.
 
     An optimizer step is on ``batch_size * gradient_accumulation`` examples, over all processes.
     """
@@ -89,7 +89,7 @@ class TrainingConfig(SamplingConfig):
         Rule("layer names", bool),
         metavar="LAYER",
     )
-    #: The reference model stays the one without it. "" starts from none.
+    #: The reference model does not include it. "" starts from a new adapter.
     init_adapter: str = setting(
         "", "Adapter", "Adapter to start from, such as adapter/ of a run.", metavar="PATH"
     )

@@ -1,4 +1,4 @@
-"""The view of a run while it trains: live on a terminal, plain lines elsewhere. Knows no torch."""
+"""The view of a run while it trains: live on a terminal, plain lines elsewhere. Without torch."""
 
 from __future__ import annotations
 

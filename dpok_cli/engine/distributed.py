@@ -1,4 +1,4 @@
-"""Data-parallel processes: shards of the work, and gathering what each of them made.
+"""Data-parallel processes: shards of the work, and gathering their results.
 
 A run is the same whatever the number of processes W: `samples_per_round` and `batch_size` count
 over all of them, and rank r takes rows r, r + W, r + 2 W, ... of what one process would do alone.
@@ -47,12 +47,12 @@ class Ranks(Protocol):
 def process_state(device: str = "auto") -> PartialState:
     """Join the process group, if there is one, and return accelerate's view of it.
 
-    Raises InputError where accelerate was told to shard the model's weights.
+    Raises InputError where accelerate is configured to shard the model's weights.
     """
     for sharding in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{sharding}", "false").lower() == "true":
             raise InputError(
-                f"accelerate was told to use {sharding}, with which dpok cannot train an adapter:"
+                f"accelerate is configured for {sharding}, with which dpok cannot train an adapter:"
                 " give accelerate launch --multi_gpu, or another --config_file."
             )
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
@@ -62,7 +62,7 @@ def process_state(device: str = "auto") -> PartialState:
 def device_of(name: str) -> torch.device:
     """Return the device of a name; "auto" is the one that accelerate finds.
 
-    Raises InputError for a name that torch does not know, or a device that is not there.
+    Raises InputError for a name that torch does not know, or a device that does not exist.
     """
     if name == "auto":
         return process_state().device
@@ -99,7 +99,7 @@ def is_main(device: str) -> bool:
 
 
 def leave_group(state: PartialState) -> None:
-    """Wait for all ranks, then leave the process group: rank 0 may go on alone for long."""
+    """Wait for all ranks, then leave the process group: rank 0 may continue alone."""
     state.wait_for_everyone()
     state.destroy_process_group()
 
@@ -156,7 +156,7 @@ def all_gather_object(value: Any, ranks: Ranks) -> list[Any]:
 
 
 def all_gather_result(compute: Callable[[], Value], ranks: Ranks) -> list[Value]:
-    """Return what every rank computed; a DpokError in one of them is raised in all."""
+    """Return what every rank computed; a DpokError on one of them is raised on all."""
     value: Value | None = None
     error: DpokError | None = None
     try:
@@ -171,7 +171,7 @@ def all_gather_result(compute: Callable[[], Value], ranks: Ranks) -> list[Value]
 
 
 def run_on_main(compute: Callable[[], Value], ranks: Ranks) -> Value:
-    """Return, in all ranks, what rank 0 computed; a DpokError in it is raised in all."""
+    """Return, on all ranks, what rank 0 computed; a DpokError on it is raised on all."""
 
     def on_main() -> Value | None:
         return compute() if ranks.is_main_process else None
@@ -182,7 +182,7 @@ def run_on_main(compute: Callable[[], Value], ranks: Ranks) -> Value:
 
 
 def any_rank(flag: bool, accelerator: Accelerator) -> bool:
-    """Return whether ``flag`` is true in any rank; the same answer in all of them."""
+    """Return whether ``flag`` is true on any rank; the same answer on all of them."""
     if accelerator.num_processes == 1:
         return flag
     flags = torch.tensor([float(flag)], device=accelerator.device)

@@ -52,7 +52,7 @@ def test_list(dpok):
     code, out, err = dpok("rewards")
     assert code == 0
     head, *lines = [line.split() for line in out.splitlines()]
-    assert head == "reward package range weights what it is".split()
+    assert head == "reward package range weights description".split()
     assert [line[:10] for line in lines if "dpok-sharp" in line] == [
         "sharpness dpok-sharp 1.2 0 to 2.5 none needed How sharp".split(),
     ]
@@ -73,7 +73,7 @@ def test_show(dpok):
         "Measured with [brackets].",
         "Range: 0 to 2.5; lower is better.",
         "Weights: none needed",
-        "Option kernel (str, must be given)",
+        "Option kernel (str, required)",
         "Option size (int, default 3)",
         "``size`` in pixels; ``kernel`` is the filter's name.",
         "Use it with: --reward sharpness:kernel=...",

@@ -141,7 +141,7 @@ def test_one_that_fails_ends_the_others(python, pipeline_folder, tmp_path):
 @pytest.mark.parametrize("sharding", ["FSDP", "DEEPSPEED"])
 def test_sharding_is_refused(sharding, monkeypatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{sharding}", "true")
-    with pytest.raises(InputError, match=f"use {sharding}.*--multi_gpu"):
+    with pytest.raises(InputError, match=f"for {sharding}.*--multi_gpu"):
         process_state("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The denoising network as everything else calls it: with prompts, guidance and a count."""
+"""The denoising network with prompts and guidance, and a count of its evaluations."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Conditioning:
 
 
 class Denoiser:
-    """Predicts the noise (or v, or x_0) in latents, and counts what that cost."""
+    """Predicts the noise (or v, or x_0) in latents, and counts its evaluations."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
         """``network`` may be wrapped for many processes; ``dtype`` is its input's."""
@@ -34,8 +34,8 @@ class Denoiser:
     ) -> Tensor:
         """Return the guided output, float32 (B, C, H, W), for latents at timesteps (B,).
 
-        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) takes both halves through
-        the network at once; a ``guidance_scale`` of 1 or less is none.
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) runs both halves through
+        the network in one batch; a ``guidance_scale`` of 1 or less turns it off.
         """
         guided = guidance_scale > 1
         prompt_embeds = conditioning.prompts

@@ -38,7 +38,7 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    except Exception as error:  # every library has its own for a file that is not right
+    except Exception as error:  # each library raises its own for a bad file
         raise InputError(
             f"Cannot load the model {config.model}: {_first_line(error)}"
             " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"

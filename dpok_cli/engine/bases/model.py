@@ -22,8 +22,8 @@ class DiffusionModel:
         self.pipeline = pipeline
         self.adapter = Adapter(pipeline.unet)
         self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype)
-        # A scheduler without the key never clipped, while DDIM's default is to clip. Without the
-        # note of what was left to defaults, which would undo what the pipeline changed in place.
+        # A scheduler without the key never clipped, while DDIM clips by default. The list of keys
+        # left to their defaults is dropped: it would undo what the pipeline changed in place.
         scheduler = {"clip_sample": False} | dict(pipeline.scheduler.config)
         scheduler.pop("_use_default_values", None)
         self.scheduler = DDIMScheduler.from_config(scheduler)
@@ -71,5 +71,5 @@ class DiffusionModel:
         return torch.cat(latents).float() * vae.config.scaling_factor
 
     def reference(self) -> AbstractContextManager[None]:
-        """Be the reference (pre-trained) model within the block: the adapter is switched off."""
+        """Within the block this is the reference model: the adapter is switched off."""
         return self.adapter.disabled()

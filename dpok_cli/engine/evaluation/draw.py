@@ -38,7 +38,7 @@ def draw(
     """Draw, score and write every missing image; yields the record of each image.
 
     All ranks yield the same. Raises InputError if a model cannot be loaded, RewardError if a reward
-    fails, NotFiniteError if images are not finite; an error of one rank is raised in all of them.
+    fails, NotFiniteError if images are not finite; an error on one rank is raised on all of them.
     What was written until then stays.
     """
     processes = process_state(evaluation.config.device)

@@ -100,7 +100,7 @@ class EvaluationFolder:
         return self.images / model / f"{place.row:03}" / f"{place.seed}.png"
 
     def keep(self, records: Sequence[Record], pictures: Sequence[Image]) -> None:
-        """Write a batch: each image whole or not at all, then the batch's lines at once."""
+        """Write a batch: each image atomically, then the batch's lines at once."""
         for record, picture in zip(records, pictures, strict=True):
             file = self.image(record["model"], Place(record["row"], record["seed"]))
             file.parent.mkdir(parents=True, exist_ok=True)

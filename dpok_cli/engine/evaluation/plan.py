@@ -63,7 +63,7 @@ class Evaluation:
     def batches(self) -> list[list[Place]]:
         """Return the images of one model in batches that are always the same.
 
-        A batch is drawn whole or not at all, so rounding does not depend on interruptions.
+        A batch is drawn completely or not at all, so rounding does not depend on interruptions.
         """
         places = [Place(row, seed) for row in range(len(self.prompts)) for seed in self.seeds]
         size = self.config.sample_batch_size

@@ -93,8 +93,8 @@ def _rewards(evaluation: Evaluation, reward: WeightedReward) -> list[dict[str, A
             "name": key,
             "spec": spec,
             "higher_is_better": part.higher_is_better,
-            # A reward that is there only because another model was trained on it, as a JPEG's size
-            # may be, says nothing about quality.
+            # A reward that is scored only because another model was trained on it (such as the
+            # JPEG size) says nothing about quality.
             "witness": bool(evaluation.config.rewards) or _reads_weights(part),
             "trained_by": [
                 each.name

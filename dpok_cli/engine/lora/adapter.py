@@ -62,7 +62,7 @@ class Adapter:
         Raises InputError if no layer of the network has the name of one of ``targets``.
         """
         layers = [name for name, _ in self.network.named_modules()]
-        for target in targets:  # peft takes those that are there and drops the rest
+        for target in targets:  # peft takes the names that exist and ignores the rest
             if not any(f".{layer}".endswith(f".{target}") for layer in layers):
                 raise InputError(f"lora_targets {target!r}: the UNet has no such layer.")
         config = LoraConfig(
@@ -111,11 +111,11 @@ class Adapter:
         return dict(self.named_parameters())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take weights over; raises InputError for those of other layers or another rank."""
+        """Load weights; raises InputError for those of other layers or another rank."""
         own = dict(self.named_parameters())
         if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
             raise InputError(
-                "The checkpoint holds another adapter than config.toml asks for: give model and"
+                "The checkpoint's adapter differs from config.toml's: give model and"
                 " lora_rank there the values that the run was started with."
             )
         with torch.no_grad():

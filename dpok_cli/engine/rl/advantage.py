@@ -44,8 +44,8 @@ class PromptAdvantage(RewardAdvantage):
     """The residual to a baseline of the prompt and x_T, in units of its running RMS.
 
     The running RMS is that of the residuals r - b(x_T) over all rounds of a prompt. The RMS of one
-    round would shrink with the differences, and what little still tells right pictures apart would
-    be learned at full strength.
+    round would shrink as images become alike, and their small remaining differences would be
+    learned at full strength.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class PromptAdvantage(RewardAdvantage):
         """Return the advantages, float32 (M,), and add their residuals to the running RMS.
 
         A prompt with a single sample is compared with all samples of the round instead, and their
-        residuals count as its own. Where all rewards are equal the advantage is 0.
+        residuals enter its running RMS. Where all rewards are equal the advantage is 0.
         """
         advantages = torch.empty_like(rewards)
         starts = torch.tensor(start_seeds, device=rewards.device)

@@ -1,4 +1,4 @@
-"""What a round's updates learn from: its own examples, and if asked older ones."""
+"""The examples that a round's updates learn from: its own and, if asked for, older ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Buffer:
         """Keep ``size`` examples, or a round's if those are more; 0 keeps just the round's."""
         self.size = size
         self.examples: Any = None  # a Batch of the objective's kind
-        self.fresh = 0  # the first rows, which the present policy's rollout made
+        self.fresh = 0  # the first rows, from the current policy's rollout
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -36,7 +36,7 @@ class Buffer:
     def minibatches(self, batch_size: int, seed: int) -> Iterator[Tensor]:
         """Yield batches of row numbers, long (batch_size,) or fewer, without end.
 
-        All rows come once, in random order, before any comes again.
+        Every row is used once, in random order, before any is repeated.
         """
         random = torch.Generator().manual_seed(seed)
         while True:
@@ -49,7 +49,7 @@ class Buffer:
     def load_state_dict(
         self, state: dict[str, Any], kind: type[Batch], device: torch.device
     ) -> None:
-        """Take examples of ``kind`` back, onto ``device``."""
+        """Load examples of ``kind`` onto ``device``."""
         self.fresh = state["fresh"]
         if state["examples"]:
             rows = {name: rows.to(device) for name, rows in state["examples"].items()}

@@ -1,7 +1,7 @@
 """The loop of online RL (Fan et al. 2023, Algorithm 1): roll out, score, take advantages, update.
 
 A round draws `samples_per_round` images with the current policy, scores them, and takes
-`updates_per_round` optimizer steps of the objective on what it kept of them. Left out of the
+`updates_per_round` optimizer steps of the objective on the buffer. Left out of the
 paper's code on purpose: a second UNet as the reference (the adapter is switched off instead), and
 latents rounded to half precision.
 """
@@ -51,7 +51,7 @@ def train_rl(
 
     ``model`` gets an adapter if it has none. A ``run`` folder keeps metrics, sample grids,
     checkpoints and the adapter; a run that has checkpoints is resumed from the newest. Once
-    ``stop()`` is true, training ends at a point where nothing is lost. ``warn`` gets warnings, of a
+    ``stop()`` is true, training ends at a safe point. ``warn`` gets warnings, of a
     damaged checkpoint for instance. Raises InputError for settings that leave nothing to train,
     RewardError if the reward fails, TrainingError if images, or too many losses in a row, are not
     finite.
@@ -127,8 +127,8 @@ class RLLoop:
     def draw(self, number: int) -> Draw:
         """Return what round ``number`` draws.
 
-        Samples come in groups of one prompt and one x_T, the last of which may be smaller; every
-        prompt has as many groups as any other, or one more.
+        Samples come in groups of one prompt and one x_T, the last of which may be smaller; the
+        numbers of groups of two prompts differ by one at most.
         """
         config = self.config
         samples = config.samples_per_round
@@ -144,7 +144,7 @@ class RLLoop:
         """Draw and score this rank's shard of the round, batch by batch.
 
         Returns its trajectories, the scores of all ranks, and the seconds spent waiting for scores.
-        Raises RewardError, in all ranks, if the reward fails in one.
+        Raises RewardError, on all ranks, if the reward fails on one.
         """
         drawn: list[Trajectories] = []
         mine, error, waited = None, None, 0.0
@@ -191,7 +191,7 @@ class RLLoop:
         """Take the round's optimizer steps, over the buffer in random order."""
         config = self.config
         order = self.buffer.minibatches(config.batch_size, self.session.seed(number, "updates"))
-        # A buffer that holds less than an update asks for is used once.
+        # A buffer with fewer examples than an update needs is used once.
         batches = min(config.gradient_accumulation, -(-len(self.buffer) // config.batch_size))
         measured: list[Measured] = []
         norms: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a round of online RL measures: the loop's numbers and the objective's. Knows no torch."""
+"""What a round of online RL measures: the loop's numbers and the objective's. Without torch."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -32,9 +32,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Trajectories(Batch):
-    """M samples and the way to them; latents are float32, as the log-probs were taken of them.
+    """M samples with all their latents, in float32, from which the log-probs were computed.
 
-    Of an objective that needs just x_0, ``latents`` are (M, 1, C, H, W) and ``log_prob`` (M, 0).
+    For an objective that needs just x_0, ``latents`` are (M, 1, C, H, W) and ``log_prob`` (M, 0).
     """
 
     prompt: Tensor  # (M,) long: which of the run's prompts
@@ -65,7 +65,7 @@ def rollout(
     start_seeds: Sequence[int] | None = None,
     whole: bool = True,
 ) -> Iterator[Trajectories]:
-    """Draw one trajectory a seed, yielding them batch by batch as they are drawn.
+    """Draw one trajectory per seed, yielding them batch by batch as they are drawn.
 
     ``prompt`` (M,) are rows of ``conditioning``; ``start_seeds`` are those of x_T, if not the
     samples' own. Unless ``whole``, just x_0 of each trajectory is kept.
@@ -96,7 +96,7 @@ def choose_steps(
     """Choose a share of the stochastic steps for each trajectory: long (M, kept).
 
     ``stochastic`` holds the steps to choose from, the noisiest first; ``fraction`` is in (0, 1],
-    and at least one step a trajectory is taken. ``choice`` says whether they are the "noisiest"
+    and at least one step per trajectory is taken. ``choice`` says whether they are the "noisiest"
     for all trajectories, or "random" for each.
     """
     kept = max(1, round(fraction * len(stochastic)))

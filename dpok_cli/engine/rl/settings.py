@@ -1,6 +1,6 @@
 """The settings of `dpok train-rl`: those of the loop, and those that each objective brings.
 
-They stand here, above the objectives, and not in `dpok_cli.config`, which knows none of them.
+They are defined here, above the objectives, since `dpok_cli.config` imports no objective.
 """
 
 from dataclasses import dataclass, make_dataclass

@@ -1,5 +1,5 @@
 """Run folders.
 
 In: a config and metrics.
-Out: the files of a run, each whole or not there.
+Out: the files of a run, written atomically.
 """

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whatever instant a process dies at."""
+"""Atomic files and folders: complete or absent, whenever a process dies."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what the block writes there takes its place.
 
-    It may be a file or a folder. If the block raises, ``path`` stays as it was and the temporary
+    It may be a file or a folder. If the block raises, ``path`` is unchanged and the temporary
     one is removed; after a kill it stays, and the next write replaces it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     _remove(temporary)
     try:
         yield temporary
-        if temporary.is_dir():  # a folder cannot be renamed onto one that holds something
+        if temporary.is_dir():  # a folder cannot be renamed onto one that is not empty
             _remove(path)
         os.replace(temporary, path)
     except BaseException:
@@ -27,13 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write UTF-8 text to a file, whole or not at all."""
+    """Write UTF-8 text to a file, atomically."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder's entries, reach the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

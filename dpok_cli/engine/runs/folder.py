@@ -52,7 +52,7 @@ class RunFolder:
         run = cls(path)
         made = {"command": config.command, "dpok": __version__}
         write_text(run.record, json.dumps(made) + "\n")
-        write_text(run.config, to_toml(config))
+        run.write_config(config)
         return run
 
     def remove_if_unused(self) -> None:
@@ -86,7 +86,7 @@ class RunFolder:
             file.write(json.dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
-        """Return the records of metrics.jsonl, without a last line that was cut off.
+        """Return the records of metrics.jsonl, without a truncated last line.
 
         Raises InputError for a line that is no record.
         """
@@ -133,6 +133,9 @@ class RunFolder:
             return tomllib.loads(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
+
+    def write_config(self, config: TrainingConfig) -> None:
+        write_text(self.config, to_toml(config))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.summary, json.dumps(summary, indent=2) + "\n")

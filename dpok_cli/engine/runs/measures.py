@@ -1,6 +1,6 @@
 """What a training measures: each number's meaning, its healthy range, and what to do outside it.
 
-The view's rows and hints, the plot, and the tables of docs/metrics.md are made from these. Knows no
+The view's rows and hints, the plot, and the tables of docs/metrics.md are made from these. Without
 torch.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures for people: enlarged if small, in grids, and side by side. Knows no model."""
+"""Pictures for people: enlarged if small, in grids, and side by side. Without a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def enlargement(size: tuple[int, int]) -> int:
 
 
 def enlarge(picture: Image) -> Image:
-    """Return a small picture with each pixel as a square, so that a person sees its pixels."""
+    """Return a small picture with each pixel as a square, so that its pixels are visible."""
     factor = enlargement(picture.size)
     if factor == 1:
         return picture

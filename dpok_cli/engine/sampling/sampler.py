@@ -28,7 +28,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what it was drawn from."""
+    """One image, with its prompt and seed."""
 
     prompt: str
     seed: int
@@ -82,10 +82,10 @@ class Sampler:
         seeds: Sequence[int],
         start_seeds: Sequence[int] | None = None,
     ) -> Iterator[Step]:
-        """Draw one sample a seed, yielding each of its K denoising steps.
+        """Draw one sample per seed, yielding each of its K denoising steps.
 
         Every sample has its own generator, so it does not depend on the batch it is drawn in; its
-        noise comes in the order of ``StableDiffusionPipeline`` given one CPU generator a sample.
+        noise comes in the order of ``StableDiffusionPipeline`` given one CPU generator per sample.
         With ``start_seeds`` a sample takes x_T from another seed, and all other noise from its own.
         """
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -101,7 +101,7 @@ class Sampler:
 
     @torch.no_grad()
     def latents(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
-        """Draw one sample a seed; returns x_0, float32 (B, C, H, W)."""
+        """Draw one sample per seed; returns x_0, float32 (B, C, H, W)."""
         *_, last = self.steps(conditioning, seeds)
         return last.next_latents
 

@@ -1,4 +1,4 @@
-"""Which seeds are whose, so that no image is both trained on and evaluated.
+"""Ranges of seeds by purpose, so that no image is both trained on and evaluated.
 
 0, 1, 2, ...            `dpok sample`, and the sample grids of a run
 FRESH_SEEDS             before and after training (`evaluation.compare`)
@@ -9,12 +9,12 @@ anything below 2^63     rollouts: random, so equal to one of the others with a c
 numpy is imported where a seed is drawn, since plans are made without it.
 """
 
-#: The first seed of the images before and after training; training and people count from 0.
+#: The first seed of the images before and after training; sample grids and users count from 0.
 FRESH_SEEDS = 10**9
 
 
 def evaluation_seeds(seed: int, samples: int) -> range:
-    """Return the seeds of an evaluation, apart from training's and from `FRESH_SEEDS`'."""
+    """Return the seeds of an evaluation, distinct from training's and from `FRESH_SEEDS`'."""
     first = 2 * FRESH_SEEDS + seed
     return range(first, first + samples)
 

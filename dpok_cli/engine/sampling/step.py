@@ -126,7 +126,7 @@ def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return log N(sample; mean, std^2) averaged over the latent's elements, float32 (B,).
 
     The average, not the sum, is what the paper's released code takes; it is why its ratio clip of
-    1e-4 is not absurd. ``sample`` and ``mean`` are (B, C, H, W), ``std`` (B, 1, 1, 1) and > 0.
+    1e-4 is reasonable. ``sample`` and ``mean`` are (B, C, H, W), ``std`` (B, 1, 1, 1) and > 0.
     """
     normed = (sample.float() - mean.float()) / std.float()
     density = -0.5 * normed**2 - std.float().log() - 0.5 * math.log(2 * math.pi)
@@ -145,6 +145,6 @@ def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:
 def epsilon_kl(output: Tensor, reference_output: Tensor) -> Tensor:
     """Return |epsilon - epsilon_pre|^2 per latent element, float32 (B,).
 
-    The released code uses it in place of the KL: the KL's gap, without the step's weight.
+    The released code uses it in place of the KL: its squared difference without the step's weight.
     """
     return ((output.float() - reference_output.float()) ** 2).mean(dim=(1, 2, 3))

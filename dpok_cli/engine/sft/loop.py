@@ -1,7 +1,7 @@
 """The loop of reward-weighted supervised fine-tuning (Fan et al. 2023, Sec. 4.3).
 
 The images are drawn once from the pre-trained model and scored; then the denoising loss of each is
-weighted by its reward. It is DPOK's baseline, given as many images.
+weighted by its reward. It is the baseline of DPOK, on the same number of images.
 """
 
 import time
@@ -38,7 +38,7 @@ def train_sft(
 
     docs/algorithms.md lists them. ``drawn`` gets the number of images that are ready and that of
     all. A ``run`` folder keeps images, metrics, sample grids, checkpoints and the adapter, and is
-    resumed if it has any. Once ``stop()`` is true, training ends at a point where nothing is lost.
+    resumed if it has any. Once ``stop()`` is true, training ends at a safe point.
     ``warn`` gets warnings, of a damaged checkpoint for instance. Raises InputError for settings or
     an image set that leave nothing to train, RewardError if the reward fails, TrainingError if too
     many losses in a row are not finite.
@@ -65,7 +65,7 @@ class SFTLoop:
         self.objective = SFTObjective(config, session)
         self.last = config.steps
         self.samples = len(images)
-        #: Of the denoiser so far, by this rank; those that drew the images are among them.
+        #: Of the denoiser so far, by this rank, including those that drew the images.
         self.evaluations = images.evaluations // self.accelerator.num_processes
         #: What the steps since the last record measured.
         self.measured: list[Metrics] = []
@@ -78,7 +78,7 @@ class SFTLoop:
         if not weights.any():
             raise InputError(f"{_which_gamma(rewards, config)} The images are in {images.folder}.")
         # An image without weight adds nothing to the loss, unless the KL is taken on it. Leaving
-        # it out makes the mean over the others larger by M / kept, which `share` takes back.
+        # it out makes the mean over the others larger by M / kept, which `share` corrects.
         kept = torch.ones_like(weights > 0) if self.objective.has_kl else weights > 0
         self.latents, self.weights = images.latents[kept], weights[kept]
         self.prompts = [images.prompts[row] for row in kept.nonzero().flatten().tolist()]
@@ -138,7 +138,7 @@ class SFTLoop:
     def examples(self, rows: Tensor, timesteps: Tensor, noise: Tensor, dropped: Tensor) -> Examples:
         """Return the images of ``rows``; all arguments are (B, ...), on the CPU.
 
-        Those that are ``dropped``, bool (B,), come without their prompt.
+        Where ``dropped``, bool (B,), is true, the prompt is empty.
         """
         prompts = [self.prompts[row] for row in rows.tolist()]
         empty = dropped.tolist()
@@ -150,7 +150,7 @@ class SFTLoop:
         return Examples(latents, weight, prompts, timesteps, noise)
 
     def _choose(self, size: int, random: torch.Generator) -> Tensor:
-        """Choose the step's images, long (size,): none twice before all have come."""
+        """Choose the step's images, long (size,): each is used once before any is repeated."""
         count = len(self.prompts)
         passes = [torch.randperm(count, generator=random) for _ in range(-(-size // count))]
         return torch.cat(passes)[:size]

@@ -1,4 +1,4 @@
-"""What supervised fine-tuning measures. Knows no torch."""
+"""What supervised fine-tuning measures. Without torch."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -25,7 +25,7 @@ class Examples(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What a batch of examples came to."""
+    """The loss of a batch of examples, and the errors it consists of."""
 
     loss: Tensor  # scalar, with gradients
     denoising: Tensor  # (B,): the unweighted denoising error

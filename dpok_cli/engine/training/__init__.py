@@ -1,4 +1,4 @@
-"""What both trainings hold.
+"""What both trainings share.
 
 In: losses.
 Out: optimizer steps, checkpoints, metrics and an adapter.

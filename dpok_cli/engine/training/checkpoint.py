@@ -1,8 +1,8 @@
-"""Checkpoints: each is whole or not there, whatever instant a run is killed at.
+"""Checkpoints: each is complete or absent, whenever a run is killed.
 
 A checkpoint is a folder with ``state.safetensors`` (every tensor, and the rest of the state as JSON
 in its header, so nothing in it is executed) and ``manifest.json`` with the file's size and SHA-256.
-It is written beside its place, flushed to the disk and renamed.
+It is written to a temporary folder, flushed to the disk and renamed.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _TENSOR = "__tensor__"
 
 
 class Stateful(Protocol):
-    """A part of a training that a resume needs back as it was."""
+    """A part of a training whose state a checkpoint restores."""
 
     def state_dict(self) -> Tree: ...
     def load_state_dict(self, state: Any) -> None: ...
@@ -77,7 +77,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def resume(self, warn: Callable[[str], None]) -> int:
-        """Load the newest whole checkpoint; returns its round or step, 0 if there is none.
+        """Load the newest intact checkpoint; returns its round or step, 0 if there is none.
 
         ``warn`` gets a line for each damaged checkpoint. Raises InputError, with nothing written,
         if there are checkpoints and none of them can be used.
@@ -120,7 +120,7 @@ class RandomState:
 def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
     """Write the state as ``folder/NUMBER`` and remove all but the ``keep`` newest checkpoints.
 
-    A whole one that exists already stays: a run reaches a number with one state only.
+    An intact one that exists is kept: a run reaches a number with one state only.
     """
     place = folder / f"{number:06d}"
     try:
@@ -150,9 +150,9 @@ def numbers(folder: Path) -> list[int]:
 
 
 def read_latest(folder: Path) -> tuple[Tree | None, list[str]]:
-    """Return the newest whole checkpoint's state (None if there is none), and what was damaged.
+    """Return the newest intact checkpoint's state (None if there is none), and what was damaged.
 
-    Raises InputError if there are checkpoints and not one of them is whole.
+    Raises InputError if there are checkpoints and none of them is intact.
     """
     damaged: list[str] = []
     found = numbers(folder)
@@ -164,14 +164,14 @@ def read_latest(folder: Path) -> tuple[Tree | None, list[str]]:
             damaged.append(f"The checkpoint {path} is damaged ({error}) and was skipped.")
     if damaged:
         raise InputError(
-            f"No checkpoint in {folder} is whole, so the run cannot be resumed: remove that"
+            f"No checkpoint in {folder} is intact, so the run cannot be resumed: remove that"
             " folder to start it again."
         )
     return None, damaged
 
 
 def read(path: Path) -> Tree:
-    """Read one checkpoint; raises one of DAMAGE if it is not whole."""
+    """Read one checkpoint; raises one of DAMAGE if it is damaged."""
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     size = (path / STATE).stat().st_size
     if size != manifest["bytes"]:

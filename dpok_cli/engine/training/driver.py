@@ -6,11 +6,11 @@ from typing import Any, Protocol
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
-from dpok_cli.errors import RewardError
+from dpok_cli.errors import InputError, RewardError
 
 
 class StopRequested(Exception):
-    """Raised in the middle of a round that was asked to stop and has changed nothing yet."""
+    """Raised within a round when a stop is requested, before it has changed anything."""
 
 
 class Loop(Protocol):
@@ -38,8 +38,8 @@ class Loop(Protocol):
 def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
     """Train until the last round or until a stop is requested, yielding the records.
 
-    A run that has checkpoints is resumed from the newest. An error or a stop leaves the adapter as
-    far as it was trained.
+    A run that has checkpoints is resumed from the newest. After an error or a stop the
+    adapter as trained so far is kept.
     """
     config = session.config
     outputs = Outputs(session, loop.unit)
@@ -50,6 +50,10 @@ def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
         {"adapter": session.model.adapter, "updater": session.updater, "loop": loop},
     )
     number = checkpoints.resume(session.warn)  # before anything is written: it may be refused
+    if number > loop.last:
+        raise InputError(
+            f"The run already has {number} {loop.unit}s: give --{loop.unit}s {number} or more."
+        )
     outputs.resume(number)
     session.accelerator.wait_for_everyone()
     try:

@@ -1,4 +1,4 @@
-"""What every training measures. Knows no torch."""
+"""What every training measures. Without torch."""
 
 from collections.abc import Sequence
 from typing import Any

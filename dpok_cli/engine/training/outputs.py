@@ -23,8 +23,12 @@ class Outputs:
         self.sampler = Sampler(self.model, self.config, autocast=session.accelerator.autocast)
 
     def resume(self, number: int) -> None:
-        """Start after round or step ``number``: later metrics are removed."""
+        """Start after round or step ``number``: later metrics are removed.
+
+        config.toml takes the settings that a resume may change, so the next one keeps them.
+        """
         if self.run:
+            self.run.write_config(self.config)
             self.run.cut(number)
         self.tracker.start()
 
@@ -48,7 +52,7 @@ class Outputs:
             grid(images, columns).save(file, format="png")
 
     def save_adapter(self, samples: int) -> None:
-        """Write the adapter, which ``samples`` images went into, and its model card."""
+        """Write the adapter, trained on ``samples`` images, and its model card."""
         if not self.run:
             return
         self.model.adapter.save(self.run.adapter)

@@ -31,7 +31,7 @@ class Session:
         warning, on rank 0 only.
         """
         if not config.prompts:
-            raise InputError("prompts: none is given to draw for.")
+            raise InputError("prompts: none is given.")
         self.config, self.model, self.run = config, model, run
         self._stop, self._warn = stop, warn
         self.accelerator = accelerator_for(
@@ -58,7 +58,7 @@ class Session:
         return self.accelerator.is_main_process
 
     def should_stop(self) -> bool:
-        """Return whether any rank was asked to stop; the same answer in all of them."""
+        """Return whether any rank was asked to stop; the same answer on all of them."""
         return any_rank(bool(self._stop()), self.accelerator)
 
     def warn(self, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Graceful stops: after Ctrl-C or SIGTERM a run ends at a point where nothing is lost."""
+"""Graceful stops: after Ctrl-C or SIGTERM a run ends at a safe point, where nothing is lost."""
 
 import signal
 import threading
@@ -13,7 +13,7 @@ class Stop:
     """Within ``with Stop() as stop``, a signal requests a stop; a second one interrupts at once.
 
     The loops ask ``requested`` between batches, write a checkpoint and end. ``tell`` is called at
-    the first signal, in a thread, so that a person sees that it arrived.
+    the first signal, in a thread, so that the user sees that it arrived.
     """
 
     def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
@@ -41,5 +41,5 @@ class Stop:
             self.__exit__()
             raise KeyboardInterrupt
         self.signal = number
-        # It may have come in the middle of a write, and a stream refuses one within another.
+        # The signal may arrive during a write, and a stream refuses nested writes.
         threading.Thread(target=self.tell).start()

@@ -1,4 +1,4 @@
-"""A tracker of accelerate's (TensorBoard, W&B, ...), which training can do without."""
+"""Experiment trackers through accelerate (TensorBoard, W&B, ...); training can do without."""
 
 from collections.abc import Callable, Mapping
 

@@ -113,7 +113,7 @@ def optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_functions(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a schedule's state without its functions, which the config makes again."""
+    """Return a schedule's state without its functions, which are rebuilt from the config."""
     kinds = (int, float, str, bool, list, type(None))
     return {key: value for key, value in state.items() if isinstance(value, kinds)} | {
         "lr_lambdas": [None] * len(state.get("lr_lambdas", []))

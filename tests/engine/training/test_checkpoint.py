@@ -85,7 +85,7 @@ def test_a_damaged_one_is_passed_over_and_named(tmp_path, damage):
     assert len(damaged) == 1
     assert str(tmp_path / "000002") in damaged[0]
     damage(tmp_path / "000001")
-    with pytest.raises(InputError, match="whole"):
+    with pytest.raises(InputError, match="intact"):
         checkpoint.read_latest(tmp_path)
 
 

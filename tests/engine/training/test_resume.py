@@ -176,7 +176,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(go, green, tmp_path):
 
 def test_an_adapter_of_another_rank_is_refused(go, green):
     go("cut", green, rounds=2)
-    with pytest.raises(InputError, match="another adapter"):
+    with pytest.raises(InputError, match="adapter differs from config.toml"):
         go("cut", green, lora_rank=2)
 
 
@@ -234,3 +234,22 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_adapter(
     for name, weight in good["adapter"].items():
         assert weight.isfinite().all()
         assert torch.equal(dict(model.pipeline.unet.named_parameters())[name], weight)
+
+
+# --------------------------------------------------------------------- settings that may change
+
+
+def test_a_changed_length_is_kept_for_the_next_resume(go, green, tmp_path):
+    go("cut", green, rounds=2)
+    go("cut", green, rounds=4)
+    run = RunFolder(tmp_path / "cut")
+    assert run.read_config()["rounds"] == 4
+    assert "rounds = 4" in (run.adapter / "README.md").read_text()
+
+
+def test_fewer_rounds_than_there_are_is_refused_and_changes_nothing(go, green, tmp_path):
+    go("cut", green, rounds=3)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match="already has 3 rounds: give --rounds 3 or more"):
+        go("cut", green, rounds=2)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

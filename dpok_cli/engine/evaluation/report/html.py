@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Results = dict[str, Any]
 
-#: The most pairs of pictures on the page, the fewest of a model and prompt, and the most of those.
+#: The most pairs of pictures on the page, and the fewest and the most of a model and prompt.
 MAX_PAIRS, MIN_PAIRS, MAX_BLOCKS = 120, 4, 30
 #: The longest side of a picture on the page, in pixels.
 MAX_SIDE = 256

@@ -20,19 +20,24 @@ from dpok_cli.engine.runs.files import write_text
 from dpok_cli.errors import InputError
 
 SET = 4  # images of each model on a screen
-#: The most sets for one model and prompt, and on the whole page.
+#: The most sets for one model and prompt, and on the page.
 SETS_PER_PROMPT, MAX_SETS = 5, 60
+
+
+def check_samples(evaluation: Evaluation) -> None:
+    """Raise InputError if the evaluation has fewer images than a screen shows of a model."""
+    if evaluation.config.samples < SET:
+        raise InputError(f"--human shows sets of {SET} images: give --samples {SET} or more.")
 
 
 def write_human_page(evaluation: Evaluation, folder: EvaluationFolder) -> Path:
     """Write human.html, and human-key.json, which says which model is on which side.
 
     Returns the page's path. The order of the sets and their sides are random, with a seed from the
-    evaluation's settings, so the same evaluation gives the same page. Raises InputError for fewer
-    than four samples.
+    evaluation's settings, so the same evaluation gives the same page. Raises InputError as
+    `check_samples`.
     """
-    if evaluation.config.samples < SET:
-        raise InputError(f"--human shows sets of {SET} images: give --samples {SET} or more.")
+    check_samples(evaluation)
     settings = json.dumps(evaluation.settings(), sort_keys=True).encode()
     study = hashlib.sha256(b"human" + settings).hexdigest()[:16]
     random = np.random.default_rng(int(study, 16))

@@ -24,9 +24,9 @@ Answers = dict[str, dict[str, str]]
 def read_votes(files: Sequence[Path], where: Sequence[Path]) -> tuple[Key, dict[str, Answers]]:
     """Read answer files; returns the key of their study and the answers by rater.
 
-    The key is searched for beside the first file and in the folders ``where`` and below. Of a rater
-    with several files the one with most answers counts. Raises InputError for a file that holds no
-    answers, or those to another page, and if the key is not found.
+    The key is searched for beside the first file and in the folders ``where`` and below. If a rater
+    has several files, the one with most answers counts. Raises InputError for a file that holds no
+    answers, or answers to another page, and if the key is not found.
     """
     raters: dict[str, Answers] = {}
     study = ""

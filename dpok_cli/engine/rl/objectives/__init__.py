@@ -3,7 +3,7 @@
 In: a batch of what a rollout kept.
 Out: a loss with gradients, and what it measured.
 
-To add one, add a file with a subclass of `Objective` (base.py says what it has to tell). Its
+To add one, add a file with a subclass of `Objective` (base.py lists what it must declare). Its
 settings become flags, its measures rows of the view, and its name a choice of --objective.
 Nothing here imports torch.
 """

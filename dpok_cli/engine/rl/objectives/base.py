@@ -1,4 +1,4 @@
-"""What an objective tells the loop, the view, the config and the docs. Knows no torch."""
+"""What an objective declares to the loop, the view, the config and the docs. Without torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss of a batch of B examples, and what it was made of."""
+    """The loss of a batch of B examples, and what was measured with it."""
 
     loss: Tensor  # scalar, with gradients
     measured: dict[str, Tensor]  # each (B,) or scalar, without
@@ -86,7 +86,7 @@ class Objective(ABC):
 
     @abstractmethod
     def choose(self, samples: int, random: Generator) -> Tensor:
-        """Return what of each of a round's M samples is trained on, (M, n), equal in all ranks."""
+        """Return which parts of each of M samples to train on, (M, n), equal on all ranks."""
 
     @abstractmethod
     def examples(

@@ -1,6 +1,6 @@
 """DPOK: a clipped policy gradient with the KL to the pre-trained model (Fan et al. 2023, Eq. 9).
 
-The settings and measures are read without torch, so nothing here imports it before it is called.
+The settings and measures are read without torch, so only functions import it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def policy_loss(ratio: Tensor, advantage: Tensor, ratio_clip: float, clip_form: 
         "clamp":  -c(rho) A                 (the released DPOK code)
 
     At rho = 1 both have the gradient of -A log p (DPOK, Eq. 9 and App. A.6). Outside the band
-    "clamp" has none in either direction, so a transition that went the wrong way never returns.
+    "clamp" has none in either direction: a transition that went the wrong way is never corrected.
     """
     clipped = ratio.clamp(1 - ratio_clip, 1 + ratio_clip)
     if clip_form == "clamp":

@@ -20,7 +20,7 @@ from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import Scores, WeightedReward
 from dpok_cli.rewards.spec import spec_of
 
-#: Seconds between writing what has been scored of images that were there already.
+#: Seconds between writes while existing images are scored.
 WRITE_EVERY = 30
 
 
@@ -44,7 +44,7 @@ def collect(
     reward: WeightedReward,
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> ImageSet | None:
-    """Return the images to train on; None if a stop was requested before all were there.
+    """Return the images to train on; None if a stop was requested before all were ready.
 
     Images that are on disk are read; the others are drawn and scored batch by batch, and written at
     once. ``tell`` gets the number of images that are ready and that of all. Raises InputError for a
@@ -89,7 +89,7 @@ class _Collector:
         self.accelerator, self.device = self.session.accelerator, self.session.model.device
 
     def run(self, source: ImageSource) -> bool:
-        """Draw and score what is missing; returns whether all of it is there."""
+        """Draw and score what is missing; returns whether the set is complete."""
         with ExitStack() as lock:
 
             def begin() -> None:
@@ -170,5 +170,5 @@ class _Collector:
 
 
 def _images(pixels: Tensor, device: torch.device) -> Tensor:
-    """Return images as rewards take them, of what is on disk."""
+    """Read images from the disk, in the form that rewards take."""
     return pixels.to(device).float() / 255

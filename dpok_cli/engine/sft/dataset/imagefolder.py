@@ -34,12 +34,12 @@ def check_dataset(folder: Path) -> None:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether the folder is a person's, which dpok reads but leaves as it is."""
+    """Whether the folder is the user's, which dpok only reads."""
     return (folder / METADATA).is_file() and not (folder / SETTINGS).exists()
 
 
 def own_entries(folder: Path) -> list[Entry]:
-    """Return the lines of a person's folder; raises InputError for one that cannot be used."""
+    """Return the lines of the user's folder; raises InputError for one that cannot be used."""
     file = folder / METADATA
     entries = []
     for number, line in enumerate(_text(file).splitlines(), 1):
@@ -78,20 +78,20 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _check_image(file: Path) -> None:
-    """Raise InputError for a file that does not begin as an image; reads no pixels."""
+    """Raise InputError for a file without an image's header; reads no pixels."""
     from PIL import Image
 
     try:
         Image.open(file, formats=FORMATS).close()
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(
-            f"{file} cannot be read as an image: {error}. Mend it, or take its line out of"
+            f"{file} cannot be read as an image: {error}. Repair it, or remove its line from"
             f" {METADATA}."
         ) from error
 
 
 def parse(line: str) -> Entry | None:
-    """Return the object that a line holds; None for anything else, as one that was cut off."""
+    """Return the JSON object in a line; None for anything else, such as a truncated line."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

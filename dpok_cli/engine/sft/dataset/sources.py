@@ -20,9 +20,9 @@ from dpok_cli.errors import InputError
 
 
 class ImageSource(Protocol):
-    """M images, each of which can be had at any time, alone or in any batch."""
+    """M images, which can be taken in any order and any batches."""
 
-    #: What an image set on disk must agree with.
+    #: The settings that an image set on disk must match.
     settings: dict[str, Any]
     #: Denoiser evaluations that drawing all the images takes; guidance takes two a sample.
     evaluations: int

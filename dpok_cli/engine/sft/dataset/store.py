@@ -1,4 +1,4 @@
-"""An image set on disk: what was drawn is kept, whatever instant a run is cut off at.
+"""An image set on disk, written batch by batch, so that an interrupted run loses one at most.
 
     settings.json                       what made it; another model's or sampler's is refused
     metadata.jsonl                      one line an image, in Hugging Face's layout: file_name,
@@ -6,8 +6,8 @@
     images/000000.png ...
     latents/000000-000015.safetensors   "latents": float32 (16, C, H, W), the x_0 of these images
 
-A batch's images and latents are written first and its lines last, so a batch whose lines are not
-all there never happened.
+A batch's images and latents are written first and its lines last, so a batch with missing
+lines counts as not drawn.
 """
 
 import json
@@ -28,8 +28,8 @@ from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
 from dpok_cli.errors import InputError
 
-#: What a set may differ in from what a run asks: its name for the model, and the seed, which is
-#: the set's own.
+#: Settings in which a set may differ from a run's: the model's name, and the seed, which belongs
+#: to the set.
 MAY_DIFFER = {"model", "seed"}
 
 
@@ -61,7 +61,7 @@ class ImageStore:
                 import fcntl
 
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # not on this system: then nobody is kept out
+            except ImportError:  # this system has no such lock
                 pass
             except OSError as error:
                 raise InputError(
@@ -70,11 +70,11 @@ class ImageStore:
             yield
 
     def settings(self) -> dict[str, Any]:
-        """Return what made the set; {} if nothing has yet."""
+        """Return the settings that the set was made with; {} for a new set."""
         return read_settings(self.folder) if (self.folder / SETTINGS).exists() else {}
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Make the set, or mend one that was cut off; raises InputError if another made it."""
+        """Make the set, or repair an interrupted one; raises InputError if its settings differ."""
         if made := self.settings():
             check_same(self.folder, made, settings)
         else:
@@ -87,10 +87,10 @@ class ImageStore:
             self.write()
 
     def read(self) -> None:
-        """Read the lines of all whole batches."""
+        """Read the lines of all complete batches."""
         file = self.folder / METADATA
         text = file.read_text("utf-8", errors="replace") if file.exists() else ""
-        lines = text.split("\n")[:-1]  # the last one is empty, or was cut off
+        lines = text.split("\n")[:-1]  # the last one is empty or truncated
         entries = [parse(line) for line in lines]
         if None in entries:
             raise InputError(f"{file}, line {entries.index(None) + 1}, is damaged.")
@@ -101,7 +101,7 @@ class ImageStore:
                 del self.entries[first:]
 
     def append(self, pictures: Sequence[Picture], write: bool = True) -> None:
-        """Add a batch; only one of many processes is to ``write`` it."""
+        """Add a batch; only one of several processes may ``write`` it."""
         first = len(self.entries)
         latents = f"latents/{first:06d}-{first + len(pictures) - 1:06d}.safetensors"
         fresh = []
@@ -153,7 +153,7 @@ class ImageStore:
 
 
 def check_same(folder: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise InputError that names the first difference of what made a set to what is asked."""
+    """Raise InputError that names the first setting in which a set differs from the run."""
     for key in [*asked, *(key for key in made if key not in asked)]:
         if key in MAY_DIFFER or made.get(key) == asked.get(key):
             continue
