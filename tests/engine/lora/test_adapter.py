@@ -89,7 +89,7 @@ def test_sft_from_rl(adapter, make_model, make_config, green, tmp_path):
     assert other["reward/mean"] == record["reward/mean"]  # the reference drew both sets
 
 
-def test_a_run_goes_on_without_the_adapter_it_began_from(
+def test_a_run_resumes_without_the_adapter_it_started_from(
     adapter, make_model, make_config, green, tmp_path
 ):
     config = make_config(init_adapter=adapter, runs_dir=str(tmp_path), name="rl", rounds=1)

@@ -99,7 +99,7 @@ def test_seeds_are_of_the_set_alone(gather, tmp_path):
     one, other = ({e["seed"] for e in lines(tmp_path / folder)} for folder in ("set", "other"))
     assert not one & other
     assert min(one | other) > FRESH_SEEDS + 10**9
-    gather(seed=1, images=8)  # another run's set goes on with its own seeds
+    gather(seed=1, images=8)  # another run extends the set with the set's seeds
     seeds = [entry["seed"] for entry in lines(tmp_path / "set")]
     assert seeds == list(range(min(one), min(one) + 8))
 
@@ -167,7 +167,7 @@ def test_a_set_of_another_model_is_refused(gather, make_model):
 # ------------------------------------------------------------------------------------- cut off
 
 
-def test_stopped_and_gone_on_with(gather, tmp_path):
+def test_a_stopped_set_is_continued(gather, tmp_path):
     whole, _ = gather(folder="whole")
     asked = iter([False, True])
     images, told = gather(stop=lambda: next(asked))

@@ -217,7 +217,7 @@ def test_gamma_of_kl_o_keeps_near_the_reference(loop):
 
 @pytest.fixture
 def go(make_model, make_config, green, tmp_path):
-    """Starts or goes on with a run, in a model of its own; returns what it left."""
+    """Start or resume a run with a new model; returns its outputs."""
 
     def go(name, stop=lambda: False, reward=green, **changes):
         settings = dict(steps=7, log_every=3, sample_every=3, sample_count=2, tracker="")
@@ -283,7 +283,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_stopped_and_gone_on_with(form, go, tmp_path):
+def test_a_stopped_run_resumes(form, go, tmp_path):
     whole = go("whole", **FORMS[form])
     asked = iter([False, False] + [False] * 3 + [True] * 9)  # two batches of images, then a step
     cut = go("cut", stop=lambda: next(asked), **FORMS[form])

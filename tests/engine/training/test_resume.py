@@ -1,4 +1,4 @@
-"""A run that was cut off and gone on with is the run that was not, bit for bit."""
+"""An interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
 import json
 
@@ -56,7 +56,7 @@ def assert_same(a, b):
 
 @pytest.fixture
 def go(make_model, make_config, tmp_path):
-    """Starts or goes on with a run, in a model of its own; returns what it left."""
+    """Start or resume a run with a new model; returns its outputs."""
 
     def go(name, reward, stop=lambda: False, **changes):
         settings = dict(rounds=4, sample_every=2, sample_count=2, runs_dir=str(tmp_path), name=name)

@@ -1,4 +1,4 @@
-"""A tracker that is away, or was never there: training goes on without it, and says so once."""
+"""A tracker that is unreachable or not installed: training continues, and one warning says so."""
 
 import pytest
 from accelerate import Accelerator
