@@ -188,7 +188,7 @@ def test_a_kill_in_the_middle_changes_nothing(dpok, make_run, python):
     flags = ("--run", str(run), *FAST, *REWARD, "--quiet", "--samples", "16")
     process = python("-m", "dpok_cli", "evaluate", *flags, "--output", "cut")
     scores = Path("cut/scores.jsonl")
-    wait_for(lambda: scores.exists() or process.code is not None)
+    wait_for(lambda: process.code is not None or (scores.exists() and scores.read_text()))
     process.kill()
     kept = len(scores.read_text().splitlines())
     assert not Path("cut/results.json").exists()
