@@ -169,8 +169,8 @@ def plant(tmp_path):
 
     from dpok_cli.config import EvaluateConfig
     from dpok_cli.engine.evaluation.contenders import BASE, Contender
-    from dpok_cli.engine.evaluation.folder import EvaluationFolder
     from dpok_cli.engine.evaluation.plan import Evaluation, Prompt
+    from support.evaluations import open_folder
 
     a_prompt = Prompt("a red cat", "seen", "colour")
 
@@ -200,7 +200,7 @@ def plant(tmp_path):
             resamples=500,
         )
         evaluation = Evaluation(config, tuple(contenders), tuple(prompts), tuple(rewards))
-        folder = EvaluationFolder.open(tmp_path / "evaluation", evaluation)
+        folder = open_folder(tmp_path / "evaluation", evaluation)
         first = evaluation.seeds[0]
         for contender in contenders:
             for batch in evaluation.batches():

@@ -95,7 +95,7 @@ CASES = {
     "no such model folder": ((*TRAIN, "--model", "./nowhere/at/all"), "nowhere"),
     "run folder exists": (
         (*TRAIN, "--runs-dir", ".", "--name", "taken"),
-        "taken already exists. Give --name another name",
+        "taken already exists: give another --name",
     ),
     "name is a path": ((*TRAIN, "--name", "../taken"), "a plain folder name"),
     "config file missing": ((*TRAIN, "--config", "no.toml"), "no.toml: No such file"),

@@ -167,20 +167,20 @@ def _evaluate(
 
     processes = process_state(evaluation.config.device)
     quiet = quiet or not processes.is_main_process
-    reward, folder = start(evaluation, folder.path)
-    if not quiet:
-        _announce(evaluation, folder)
-    drawn = draw(evaluation, reward, folder)
-    for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
-        pass
-    leave_group(processes)
-    if not processes.is_main_process:
-        return None
-    results = finish(evaluation, reward, folder)
-    write_report(results, evaluation, folder)
-    if human:
-        write_human_page(evaluation, folder)
-    return results
+    with start(evaluation, folder.path) as (reward, folder):
+        if not quiet:
+            _announce(evaluation, folder)
+        drawn = draw(evaluation, reward, folder)
+        for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
+            pass
+        leave_group(processes)
+        if not processes.is_main_process:
+            return None
+        results = finish(evaluation, reward, folder)
+        write_report(results, evaluation, folder)
+        if human:
+            write_human_page(evaluation, folder)
+        return results
 
 
 def _announce(evaluation: "Evaluation", folder: "EvaluationFolder") -> None:

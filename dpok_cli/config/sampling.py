@@ -26,6 +26,7 @@ class SamplingConfig(BaseConfig):
         " one.",
         Rule("a hub id, a folder or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER",
+        may_change=True,  # its place; a checkpoint knows its weights
     )
     prompts: tuple[str, ...] = setting(
         (),

@@ -93,7 +93,7 @@ def test_what_may_change_when_a_run_is_resumed(changes, run_config):
     "changes",
     [
         *({"lora_rank": 8}, {"seed": 1}, {"learning_rate": 0.5}, {"prompts": ["a dog"]}),
-        *({"rewards": ["judge"]}, {"model": "some/other"}, {"precision": "bf16"}, {"eta": 0.5}),
+        *({"rewards": ["judge"]}, {"precision": "bf16"}, {"eta": 0.5}),
         *({"batch_size": 30}, {"batch_size": 30, "gradient_accumulation": 3}, {"alpha": 2.0}),
         *({"init_adapter": "x"}, {"name": "other"}, {"guidance_scale": 1.0}),
     ],
@@ -104,7 +104,7 @@ def test_what_may_not_change_is_named(changes, run_config):
     assert str(caught.value).startswith(f"{next(iter(changes))} = ")
     message = str(caught.value)
     assert (
-        f"in {run_config}, and cannot change when a run is resumed; only sample_batch_size, "
+        f"in {run_config}, and cannot change when a run is resumed; only model, sample_batch_size, "
         in message
     )
     assert message.endswith("if their product stays 60.")
@@ -116,7 +116,8 @@ def test_all_that_may_change_on_resuming(kind, length):
     assert free == {
         length,
         *("checkpoint_every", "keep", "sample_every", "sample_count", "evaluation_samples"),
-        *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir"),
+        *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir", "model"),
+        *(("dataset",) if kind is TrainSFTConfig else ()),
     }
 
 

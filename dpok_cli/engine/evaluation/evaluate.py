@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dpok_cli.config import TINY
-from dpok_cli.engine.distributed import device_of, is_main, process_state, run_on_main
+from dpok_cli.engine.distributed import device_of, is_main, on_main, process_state
 from dpok_cli.engine.evaluation.draw import check_models, draw
 from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation
@@ -28,15 +30,16 @@ def evaluate(
     Images that the folder already has are not drawn again. ``progress`` wraps the iterator over
     the images, as tqdm does. All ranks return the same. Raises what `start` and `draw` raise.
     """
-    reward, folder = start(evaluation, folder.path)
-    for _ in progress(draw(evaluation, reward, folder)):
-        pass
-    process_state(evaluation.config.device).wait_for_everyone()
-    return finish(evaluation, reward, folder)
+    with start(evaluation, folder.path) as (reward, folder):
+        for _ in progress(draw(evaluation, reward, folder)):
+            pass
+        process_state(evaluation.config.device).wait_for_everyone()
+        return finish(evaluation, reward, folder)
 
 
-def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, EvaluationFolder]:
-    """Make the reward and the folder of an evaluation.
+@contextmanager
+def start(evaluation: Evaluation, path: Path) -> Iterator[tuple[WeightedReward, EvaluationFolder]]:
+    """Make the reward and the folder of an evaluation, which has no other writer in the block.
 
     The folder is made only once all models and rewards could be loaded. Raises InputError for a
     model or folder that cannot be used, RewardError for a reward that cannot be loaded.
@@ -47,7 +50,9 @@ def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, Evaluatio
     if not EvaluationFolder.check(path, evaluation).begun:
         check_models(evaluation)
         reward.prepare()
-    return reward, run_on_main(lambda: EvaluationFolder.open(path, evaluation), processes)
+    folder = EvaluationFolder(path)
+    with on_main(partial(folder.writing, evaluation), processes):
+        yield reward, folder
 
 
 def finish(evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder) -> Results:

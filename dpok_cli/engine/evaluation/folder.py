@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
-from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.runs.files import make_folder, replacing, write_text
+from dpok_cli.engine.runs.lock import is_free, one_writer
 from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ class EvaluationFolder:
         """
         folder, settings = cls(path), json.loads(json.dumps(evaluation.settings()))
         if not folder.begun:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not is_free(path):
                 raise InputError(f"{path} exists and is no evaluation. Give another --output.")
             return folder
         try:
@@ -61,22 +63,20 @@ class EvaluationFolder:
                 )
         return folder
 
-    @classmethod
-    def open(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
-        """Make the folder, or open one that was made with the same settings.
+    @contextmanager
+    def writing(self, evaluation: Evaluation) -> Iterator[None]:
+        """Make the folder, or take one that was made with the same settings, as its only writer.
 
-        Raises InputError for a folder of anything else, or one that cannot be made.
+        Raises InputError for a folder of anything else, one that cannot be made, or one that
+        another process writes to.
         """
-        folder = cls.check(path, evaluation)
-        if not folder.begun:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                write_text(folder.settings, json.dumps(evaluation.settings(), indent=2) + "\n")
-            except OSError as error:
-                raise InputError(
-                    f"Cannot write to {path}: {error.strerror}. Give another --output."
-                ) from error
-        return folder
+        self.check(self.path, evaluation)
+        make_folder(self.path, "--output")
+        with one_writer(self.path):
+            if not self.check(self.path, evaluation).begun:
+                settings = json.dumps(evaluation.settings(), indent=2)
+                write_text(self.settings, settings + "\n")
+            yield
 
     @staticmethod
     def default(evaluation: Evaluation) -> Path:

@@ -42,10 +42,12 @@ class Adapter:
         return [parameter for _, parameter in self.named_parameters()]
 
     def start(self, config: TrainingConfig, with_init_adapter: bool = True) -> None:
-        """Add what a training starts from: fresh LoRA layers, or the weights of `init_adapter`.
+        """Put in place what a training starts from: fresh LoRA layers, or those of `init_adapter`.
 
+        An adapter that the network has is removed.
         Raises InputError if no layer fits `lora_targets`, or if the weights do not fit.
         """
+        self.remove()
         self.add(config.lora_rank, config.lora_alpha, config.lora_targets, config.seed)
         if config.init_adapter and with_init_adapter:
             own = {
@@ -76,6 +78,11 @@ class Adapter:
             self.network.add_adapter(config, adapter_name=NAME)
         for parameter in self.parameters():
             parameter.data = parameter.data.float()  # optimizers need them in float32
+
+    def remove(self) -> None:
+        """Remove the adapter, if there is one: the network is as it was before."""
+        if self:
+            self.network.unload_lora()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

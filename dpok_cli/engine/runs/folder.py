@@ -1,14 +1,13 @@
 """The run folder: the settings, metrics, checkpoints and results of a training."""
 
 import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from dpok_cli import __version__
 from dpok_cli.config import TrainingConfig, to_toml
-from dpok_cli.engine.runs.files import write_text
+from dpok_cli.engine.runs.files import dated_folder, remove, write_text
+from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
 
 
@@ -28,10 +27,9 @@ class RunFolder:
 
     @staticmethod
     def check_free(config: TrainingConfig) -> None:
-        """Raise InputError if the config names a run folder that exists and is not empty."""
-        path = Path(config.runs_dir) / config.name
-        if config.name and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} already exists. Give --name another name, or remove it.")
+        """Raise InputError if the config names a run folder that exists and has files."""
+        if config.name:
+            check_free(Path(config.runs_dir) / config.name, "--name")
 
     @classmethod
     def create(cls, config: TrainingConfig) -> "RunFolder":
@@ -40,26 +38,26 @@ class RunFolder:
         Raises InputError if it exists already, or cannot be made.
         """
         cls.check_free(config)
+        runs = Path(config.runs_dir)
         try:
-            path = _make(
-                Path(config.runs_dir), config.name or f"{_now()}-{config.command}", config.name
-            )
+            runs.mkdir(parents=True, exist_ok=True)
+            path = runs / config.name if config.name else dated_folder(runs, f"-{config.command}")
         except OSError as error:
             raise InputError(
-                f"Cannot make a run folder in {config.runs_dir}: {error.strerror}. Give another"
-                " --runs-dir."
+                f"Cannot make a run folder in {runs}: {error.strerror}. Give another --runs-dir."
             ) from error
         run = cls(path)
-        made = {"command": config.command, "dpok": __version__}
-        write_text(run.record, json.dumps(made) + "\n")
-        run.write_config(config)
+        with filling(path, "--name"):
+            made = {"command": config.command, "dpok": __version__}
+            write_text(run.record, json.dumps(made) + "\n")
+            run.write_config(config)
         return run
 
     def remove_if_unused(self) -> None:
         """Remove the folder of a run that ended before it wrote any result."""
         if self.metrics.exists() or self.has_checkpoints() or any(self.path.rglob("*.png")):
             return
-        shutil.rmtree(self.path)
+        remove(self.path)
 
     @classmethod
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
@@ -144,20 +142,3 @@ class RunFolder:
 def number_of(record: dict[str, float]) -> float:
     """Return which round (RL) or step (SFT) a line of metrics.jsonl is of."""
     return record["step"] if "step" in record else record["round"]
-
-
-def _now() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
-def _make(runs: Path, name: str, chosen: str) -> Path:
-    """Make the folder; a dated name that is taken (two runs in a second) gets a number."""
-    runs.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = runs / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(exist_ok=bool(chosen))
-            return path
-        except FileExistsError:
-            number += 1

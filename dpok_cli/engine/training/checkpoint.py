@@ -8,7 +8,6 @@ It is written to a temporary folder, flushed to the disk and renamed.
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpok_cli.engine.distributed import all_gather_object
-from dpok_cli.engine.runs.files import flush, replacing
+from dpok_cli.engine.runs.files import flush, remove, replacing
 from dpok_cli.errors import InputError, TrainingError
 
 #: Dicts with text keys and lists of tensors, numbers, texts, booleans and None.
@@ -140,7 +139,7 @@ def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
             flush(path)
     flush(folder)
     for old in numbers(folder)[:-keep]:
-        shutil.rmtree(folder / f"{old:06d}")
+        remove(folder / f"{old:06d}")
     return place
 
 

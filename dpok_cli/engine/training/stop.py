@@ -1,4 +1,4 @@
-"""Graceful stops: after Ctrl-C or SIGTERM a run ends at a safe point, where nothing is lost."""
+"""Graceful stops: after Ctrl-C, SIGTERM or SIGHUP a run ends at a safe point; nothing is lost."""
 
 import signal
 import threading
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: SIGHUP comes when the terminal closes or ssh drops; Windows has none.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 class Stop:
@@ -25,11 +26,13 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a program that the signal ended: 130 or 143."""
+        """The exit code of a program that the signal ended: 130, 143 or 129."""
         return 128 + self.signal
 
     def __enter__(self) -> Self:
-        self._before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        # What nohup makes a program ignore stays ignored.
+        heard = [each for each in SIGNALS if not _is_ignored_hangup(each)]
+        self._before = {each: signal.signal(each, self._ask) for each in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,3 +46,7 @@ class Stop:
         self.signal = number
         # The signal may arrive during a write, and a stream refuses nested writes.
         threading.Thread(target=self.tell).start()
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN

@@ -8,6 +8,7 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dpok_cli.engine.runs.lock import is_free
 from dpok_cli.errors import InputError
 
 METADATA, SETTINGS = "metadata.jsonl", "settings.json"
@@ -26,7 +27,7 @@ def check_dataset(folder: Path) -> None:
     elif is_own(folder):
         for entry in own_entries(folder):
             _check_image(folder / entry["file_name"])
-    elif not folder.is_dir() or any(folder.iterdir()):
+    elif not is_free(folder):
         raise InputError(
             f"{folder} is no image set: it has no {METADATA}. Give --dataset a new folder, one that"
             " an earlier run filled, or images with that file."
