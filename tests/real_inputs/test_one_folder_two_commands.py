@@ -20,7 +20,7 @@ def files(folder="."):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_alive_is_not_resumed(python, flags):
+def test_a_run_that_is_alive_is_not_resumed(python, flags, tmp_path):
     alive = python("-m", "dpok_cli", *flags("train-rl", "--name=run", "--rounds=100000"))
     alive.wait_for_line("round 2/")
     second = python("-m", "dpok_cli", "train-rl", "--resume=runs/run")
@@ -31,7 +31,8 @@ def test_a_run_that_is_alive_is_not_resumed(python, flags):
     third = python("-m", "dpok_cli", "train-rl", "--resume=runs/run", "--rounds=100000")
     third.wait_for_line("round ")
     third.kill()
-    rounds = [json.loads(line)["round"] for line in open("runs/run/metrics.jsonl")]
+    lines = (tmp_path / "runs/run/metrics.jsonl").read_text().splitlines()
+    rounds = [json.loads(line)["round"] for line in lines]
     assert rounds == list(range(1, len(rounds) + 1))
 
 
