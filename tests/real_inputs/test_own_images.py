@@ -128,9 +128,18 @@ def test_metadata_that_cannot_be_read_is_refused(metadata, message, train, mine,
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_phone_photo_with_broken_exif(train, mine, tmp_path):
-    mine({"photo.jpg": GREEN})
-    broken = b"Exif\0\0cut off"
-    GREEN.save(tmp_path / "mine" / "photo.jpg", exif=broken)
-    result, _ = train()
+def test_photos_with_broken_exif(train, mine, tmp_path):
+    """One has no EXIF behind its name; one has a resolution that is a text, and is turned still."""
+    mine({"a.png": GREEN, "b.jpg": GREEN})
+    GREEN.save(tmp_path / "mine" / "a.png", exif=b"Exif\0\0cut off")
+    turn = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # clockwise
+    resolution = b"\x01\x1a\0\x02\0\0\0\x01x\0\0\0"
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02" + turn + resolution + b"\0\0\0\0"
+    sky = Image.new("RGB", (32, 32), (0, 0, 0))
+    sky.paste("white", (0, 0, 16, 32))
+    sky.save(tmp_path / "mine" / "b.jpg", exif=exif)
+    result, run = train()
     assert result.code == 0, result.err
+    (_, photo), _ = learned(run)
+    assert photo[:4].mean() > 250
+    assert photo[-4:].mean() < 5
