@@ -65,10 +65,12 @@ def _picture(text: str, most: int) -> Tensor:
     import torch
     from PIL import Image
 
+    from dpok_cli.inputs import as_shown
+
     try:
         picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
         fits = picture.width * picture.height <= most
-        pixels = np.array(picture.convert("RGB")) if fits else None
+        pixels = np.array(as_shown(picture)) if fits else None
     except Exception:  # Pillow raises many kinds for a damaged file
         raise ValueError("an image is not a PNG in base64") from None
     if pixels is None:

@@ -15,9 +15,9 @@ from dpok_cli.engine.bases.fingerprint import fingerprint
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.sampling.seeds import first_image_set_seed
-from dpok_cli.engine.sft.dataset.imagefolder import FORMATS, METADATA, own_entries
+from dpok_cli.engine.sft.dataset.imagefolder import METADATA, own_entries
 from dpok_cli.engine.sft.dataset.store import Picture
-from dpok_cli.errors import InputError
+from dpok_cli.inputs import read_image
 
 
 class ImageSource(Protocol):
@@ -106,10 +106,5 @@ class OwnFolder:
 
     def _read(self, file: Path) -> torch.Tensor:
         height, width = self.model.size
-        try:
-            with Image.open(file, formats=FORMATS) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-                image = ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file} cannot be read as an image: {error}.") from error
+        image = ImageOps.fit(read_image(file), (width, height), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
