@@ -200,7 +200,7 @@ def _show(results: "Results", folder: "EvaluationFolder", human: bool, as_json: 
     if as_json:
         console.say(json.dumps(results, indent=2), console.out)
         return
-    console.out.print(tables.evaluation_table(results))
+    console.show(tables.evaluation_table(results))
     if any(each["trained_by"] for each in results["rewards"]):
         console.say("* trained on this score", console.out)
     for warning in results["warnings"]:
@@ -218,6 +218,6 @@ def _count(files: list[Path], where: Path, as_json: bool) -> None:
     if as_json:
         console.say(json.dumps(result, indent=2), console.out)
         return
-    console.out.print(tables.votes_table(result))
+    console.show(tables.votes_table(result))
     raters = result["raters"]
     console.say(f"{raters} rater{'s' if raters != 1 else ''}", console.out)

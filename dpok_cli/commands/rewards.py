@@ -8,9 +8,8 @@ import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from dpok_cli.display import console
+from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 
@@ -22,6 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
+@console.results_alone()
 def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     """List the installed rewards, and the plugins that could not be loaded."""
     from dpok_cli.rewards.manager import registry
@@ -35,19 +35,18 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         _say_json({"rewards": rewards, "failures": found.failures, "clashes": found.clashes})
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("reward", "package", "range", "weights", "description"):
-        table.add_column(column)
+    table = tables.PlainTable("reward", "package", "range", "weights", "description")
     for facts in rewards:
         package = f"{facts['package']} {facts['version']}"
         limits = _range(found.rewards[facts["name"]].cls.range)
         table.add_row(facts["name"], package, limits, facts["weights"], facts["summary"])
-    console.out.print(table)
+    console.show(table)
     for line in found.left_out():
         console.say(line)
 
 
 @app.command("show")
+@console.results_alone()
 def show(
     name: Annotated[str, typer.Argument(help="The reward's name.", show_default=False)],
     as_json: Json = False,
@@ -77,6 +76,7 @@ def show(
 
 
 @app.command("check")
+@console.results_alone()
 def check(
     spec: Annotated[
         str,
