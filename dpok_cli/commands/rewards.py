@@ -2,8 +2,6 @@
 
 import dataclasses
 import inspect
-import json
-import math
 import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from dpok_cli.rewards.manager import Entry
@@ -115,7 +114,7 @@ def check(
 
 
 def _facts(entry: "Entry") -> dict[str, Any]:
-    """Return a reward's properties for a table or JSON, where an open range ends in null."""
+    """Return a reward's properties for a table or JSON."""
     reward = entry.cls
     limits = reward.range
     return {
@@ -123,7 +122,7 @@ def _facts(entry: "Entry") -> dict[str, Any]:
         "package": entry.package,
         "version": entry.version,
         "summary": _summary(reward),
-        "range": limits and [limit if math.isfinite(limit) else None for limit in limits],
+        "range": limits and list(limits),
         "higher_is_better": reward.higher_is_better,
         "differentiable": reward.differentiable,
         "weights": _weights(reward),
@@ -145,7 +144,7 @@ def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:
 
 
 def _say_json(result: Any) -> None:
-    console.say(json.dumps(result, indent=2, default=str), console.out)
+    console.say(dumps(result, indent=2, default=str), console.out)
 
 
 def _weights(reward: type[RewardModel]) -> str:

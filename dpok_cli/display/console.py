@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from itertools import pairwise
+from math import isfinite
 from typing import TextIO, TypeVar
 
 from rich.console import Console, RenderableType
@@ -118,13 +119,18 @@ def _with_lines(items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Draw values as one line; more than ``width`` of them are averaged into columns."""
+    """Draw values as one line; more than ``width`` of them are averaged into columns.
+
+    A column of values that are not finite is blank.
+    """
     columns = min(width, len(values))
     edges = [len(values) * column // columns for column in range(columns + 1)]
     means = [sum(values[start:end]) / (end - start) for start, end in pairwise(edges)]
-    low, high = min(means), max(means)
+    finite = [mean for mean in means if isfinite(mean)] or [0.0]
+    low, high = min(finite), max(finite)
     scale = 7 / (high - low) if high > low else 0.0
-    return "".join("▁▂▃▄▅▆▇█"[round((mean - low) * scale)] for mean in means)
+    bars = (round((mean - low) * scale) if isfinite(mean) else None for mean in means)
+    return "".join(" " if bar is None else "▁▂▃▄▅▆▇█"[bar] for bar in bars)
 
 
 def duration(seconds: float) -> str:

@@ -90,7 +90,7 @@ class _Scores:
                 name = row["model"] + ("*" if row["model"] in self.trained.get(measure, ()) else "")
                 table.add_row(
                     *([f"  {name}"] if narrow else ["" if place else measure, name]),
-                    _with_ends(row, "mean", "low", "high", ""),
+                    _with_ends(row, "mean", "low", "high", "") or "not finite",
                     _with_ends(row, "difference", "difference_low", "difference_high", "+"),
                     "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
                 )

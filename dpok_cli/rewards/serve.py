@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
@@ -11,6 +10,7 @@ from typing import Any
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.wire import unpack
+from dpok_cli.strict_json import dumps
 
 
 class RewardServer(ThreadingHTTPServer):
@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, {"error": why})
 
     def _answer(self, status: int, message: dict[str, Any]) -> None:
-        body = json.dumps(message).encode()
+        body = dumps(message).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -12,6 +12,8 @@ import json
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.strict_json import dumps
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +30,7 @@ def pack(images: Tensor, prompts: list[str]) -> bytes:
         file = BytesIO()
         to_pil(image).save(file, "PNG", compress_level=1)
         pictures.append(base64.b64encode(file.getvalue()).decode("ascii"))
-    return json.dumps({"prompts": prompts, "images": pictures}).encode()
+    return dumps({"prompts": prompts, "images": pictures}).encode()
 
 
 def unpack(body: bytes) -> tuple[Tensor, list[str]]:

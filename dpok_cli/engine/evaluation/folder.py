@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,7 @@ class EvaluationFolder:
 
         Raises InputError for a folder of anything else, and says which setting differs.
         """
-        folder, settings = cls(path), json.loads(json.dumps(evaluation.settings()))
+        folder, settings = cls(path), json.loads(dumps(evaluation.settings()))
         if not folder.begun:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise InputError(f"{path} exists and is no evaluation. Give another --output.")
@@ -71,7 +72,7 @@ class EvaluationFolder:
         if not folder.begun:
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                write_text(folder.settings, json.dumps(evaluation.settings(), indent=2) + "\n")
+                write_text(folder.settings, dumps(evaluation.settings(), indent=2) + "\n")
             except OSError as error:
                 raise InputError(
                     f"Cannot write to {path}: {error.strerror}. Give another --output."
@@ -84,7 +85,7 @@ class EvaluationFolder:
 
         It is in the run's folder if one run is compared, else in `runs_dir`.
         """
-        text = json.dumps(evaluation.settings(), sort_keys=True)
+        text = dumps(evaluation.settings(), sort_keys=True)
         name = f"evaluation-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         runs = [each for each in evaluation.contenders if each.config]
         if len(evaluation.contenders) == 2 and runs and runs[0].adapter is not None:
@@ -107,7 +108,7 @@ class EvaluationFolder:
             with replacing(file) as temporary:
                 picture.save(temporary, "PNG")
         with self.scores.open("a", encoding="utf-8") as lines:
-            lines.write("".join(json.dumps(record) + "\n" for record in records))
+            lines.write("".join(dumps(record) + "\n" for record in records))
 
     def read(self, model: str, places: Sequence[Place]) -> Tensor:
         """Return images (B, 3, H, W), uint8."""
@@ -145,5 +146,5 @@ class EvaluationFolder:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."

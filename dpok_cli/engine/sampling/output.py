@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from math import ceil, sqrt
@@ -15,6 +14,7 @@ from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.sampling.pictures import grid, side_by_side, to_pil
 from dpok_cli.engine.sampling.sampler import Sample, Sampler
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,7 +57,7 @@ def write_samples(
         "settings": asdict(config),
         "images": listed,
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / "manifest.json", dumps(manifest, indent=2) + "\n")
     return picture
 
 
