@@ -157,7 +157,7 @@ class Job:
             before, after = summary["before"], summary["after"]
             if len(self.reward.names) == 1:
                 del before["reward"]  # the weighted sum of one
-            console.out.print(tables.before_after_table(before, after))
+            console.show(tables.before_after_table(before, after))
         console.say(f"Adapter: {self.run.adapter}", console.out)
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
 

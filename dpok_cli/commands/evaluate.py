@@ -1,6 +1,5 @@
 """`dpok evaluate`: compare models on the same seeds, on seen and unseen prompts."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
 from dpok_cli.prompts.files import read_categories, read_prompts
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from dpok_cli.engine.evaluation.folder import EvaluationFolder
@@ -198,9 +198,9 @@ def _announce(evaluation: "Evaluation", folder: "EvaluationFolder") -> None:
 def _show(results: "Results", folder: "EvaluationFolder", human: bool, as_json: bool) -> None:
     """Print the results, their warnings and where the pages are."""
     if as_json:
-        console.say(json.dumps(results, indent=2), console.out)
+        console.say(dumps(results, indent=2), console.out)
         return
-    console.out.print(tables.evaluation_table(results))
+    console.show(tables.evaluation_table(results))
     if any(each["trained_by"] for each in results["rewards"]):
         console.say("* trained on this score", console.out)
     for warning in results["warnings"]:
@@ -216,8 +216,8 @@ def _count(files: list[Path], where: Path, as_json: bool) -> None:
 
     result = tally(*read_votes(files, [where]))
     if as_json:
-        console.say(json.dumps(result, indent=2), console.out)
+        console.say(dumps(result, indent=2), console.out)
         return
-    console.out.print(tables.votes_table(result))
+    console.show(tables.votes_table(result))
     raters = result["raters"]
     console.say(f"{raters} rater{'s' if raters != 1 else ''}", console.out)

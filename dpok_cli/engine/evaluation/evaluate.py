@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,7 @@ from dpok_cli.engine.runs.files import write_text
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 from dpok_cli.rewards.manager import build
+from dpok_cli.strict_json import dumps, strict
 
 
 def evaluate(
@@ -56,11 +56,14 @@ def start(evaluation: Evaluation, path: Path) -> Iterator[tuple[WeightedReward, 
 
 
 def finish(evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder) -> Results:
-    """Summarise an evaluation whose images are all drawn; rank 0 writes results.json and .csv."""
+    """Summarise an evaluation whose images are all drawn; rank 0 writes results.json and .csv.
+
+    Numbers that are not finite are None, as results.json has them.
+    """
     config = evaluation.config
     embedding = image_embedding(config.model, device_of(config.device), reward)
-    results = summarise(evaluation, reward, folder, embedding)
+    results = strict(summarise(evaluation, reward, folder, embedding))
     if is_main(config.device):
-        write_text(folder.results, json.dumps(results, indent=2) + "\n")
+        write_text(folder.results, dumps(results, indent=2) + "\n")
         write_text(folder.table, to_csv(results))
     return results

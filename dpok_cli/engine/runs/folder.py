@@ -9,6 +9,7 @@ from dpok_cli.config import TrainingConfig, to_toml
 from dpok_cli.engine.runs.files import dated_folder, remove, write_text
 from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps, numbers
 
 
 class RunFolder:
@@ -49,7 +50,7 @@ class RunFolder:
         run = cls(path)
         with filling(path, "--name"):
             made = {"command": config.command, "dpok": __version__}
-            write_text(run.record, json.dumps(made) + "\n")
+            write_text(run.record, dumps(made) + "\n")
             run.write_config(config)
         return run
 
@@ -81,12 +82,13 @@ class RunFolder:
     def append(self, metrics: dict[str, float]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
         """Return the records of metrics.jsonl, without a truncated last line.
 
-        Raises InputError for a line that is no record.
+        A number that is not finite, which JSON has as null, is NaN. Raises InputError for a line
+        that is no record.
         """
         if not self.metrics.exists():
             return []
@@ -94,9 +96,10 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-                number_of(records[-1])
-            except (ValueError, KeyError, TypeError, RecursionError):
+                record = json.loads(line)
+                number_of(record)
+                records.append(numbers(record))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(
                     f"{self.metrics}, line {number}, is damaged: remove that line."
                 ) from None
@@ -106,7 +109,7 @@ class RunFolder:
         """Remove the metrics of all rounds (or steps) after ``number``."""
         if self.metrics.exists():
             kept = [record for record in self.history() if number_of(record) <= number]
-            write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+            write_text(self.metrics, "".join(f"{dumps(line)}\n" for line in kept))
 
     def command(self) -> str:
         """Return the command that made the run, as train-rl.
@@ -136,7 +139,7 @@ class RunFolder:
         write_text(self.config, to_toml(config))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, dumps(summary, indent=2) + "\n")
 
 
 def number_of(record: dict[str, float]) -> float:

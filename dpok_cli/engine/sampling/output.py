@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from math import ceil, sqrt
@@ -16,6 +15,7 @@ from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.runs.lock import filling
 from dpok_cli.engine.sampling.pictures import grid, side_by_side, to_pil
 from dpok_cli.engine.sampling.sampler import Sample, Sampler
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,7 +70,7 @@ def _write(
         "settings": asdict(sampler.config),
         "images": listed,
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / "manifest.json", dumps(manifest, indent=2) + "\n")
     return picture
 
 

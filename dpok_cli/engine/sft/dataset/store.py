@@ -10,7 +10,6 @@ A batch's images and latents are written first and its lines last, so a batch wi
 lines counts as not drawn.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from dpok_cli.engine.runs.files import make_folder, replacing, write_text
 from dpok_cli.engine.runs.lock import one_writer
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps
 
 #: Settings in which a set may differ from a run's: where the model and the user's images lie, and
 #: the seed, which belongs to the set.
@@ -69,7 +69,7 @@ class ImageStore:
         if made := self.settings():
             check_same(self.folder, made, settings)
         else:
-            write_text(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+            write_text(self.folder / SETTINGS, dumps(settings, indent=2) + "\n")
         for name in ("images", "latents"):
             (self.folder / name).mkdir(exist_ok=True)
         self.read()
@@ -164,7 +164,7 @@ def check_same(folder: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) 
 
 
 def _lines(entries: Sequence[Entry]) -> str:
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
+    return "".join(dumps(entry) + "\n" for entry in entries)
 
 
 def _save_image(pixels: Tensor, file: Path) -> None:
