@@ -143,10 +143,10 @@ class Resume(Action):
             self.codes = {2}
             return
         done = max((int(each.name) for each in path.glob("checkpoints/[0-9]*")), default=0)
+        untold = settings.get("checkpoint_every") == 0 and (path / "metrics.jsonl").exists()
         asked = max(1, self.run.length + self.more) if self.more else settings[unit]
         self.length = asked
-        # With a few checkpoints removed it may have begun again.
-        self.codes = {0} if asked >= done else {2}
+        self.codes = {0} if asked >= done and not untold else {2}
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         path = world.path(self.run.where)

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.memory import check_memory
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.bases.source import check_source, locate
 from dpok_cli.engine.distributed import device_of
@@ -23,7 +24,7 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     """Load a pipeline by hub id or folder, frozen, in the config's precision and on its device.
 
     ``adapter`` is a folder or file of LoRA weights to add. Raises InputError, with the reason, if
-    either cannot be loaded.
+    either cannot be loaded, and for settings that need more memory than there is.
     """
     check_source(config.model)
     if adapter is not None:
@@ -56,7 +57,9 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     pipeline.to(device_of(config.device))
     if adapter is not None:
         _add_adapter(pipeline, adapter)
-    return DiffusionModel(pipeline, config.height, config.width)
+    model = DiffusionModel(pipeline, config.height, config.width)
+    check_memory(config, model)
+    return model
 
 
 def _silence_libraries() -> None:

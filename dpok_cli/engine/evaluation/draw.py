@@ -78,9 +78,10 @@ def _draw(
 
 
 def check_models(evaluation: Evaluation) -> None:
-    """Raise InputError if the base model cannot be loaded, or an adapter does not fit it."""
+    """Raise InputError if the base model cannot be loaded or has fewer denoising steps than are
+    asked for, or if an adapter does not fit it."""
     for contender in evaluation.contenders:
-        load(evaluation.config, contender.adapter)
+        Sampler(load(evaluation.config, contender.adapter), evaluation.config)
 
 
 class _Model:

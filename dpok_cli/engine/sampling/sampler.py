@@ -14,7 +14,7 @@ from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.step import Denoising, Gaussian
-from dpok_cli.errors import NotFiniteError
+from dpok_cli.errors import NotFiniteError, StopRequested
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,14 @@ class Sampler:
         config: SamplingConfig,
         denoiser: Denoiser | None = None,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        stop: Callable[[], bool] = lambda: False,
     ):
         """Take the settings of ``config``: steps, eta, guidance, batch size and negative prompt.
 
-        ``denoiser`` is called in place of the model's own, in the context of ``autocast``.
+        ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Once
+        ``stop()`` is true, drawing raises StopRequested before the next denoising step.
         """
-        self.model, self.config = model, config
+        self.model, self.config, self.stop = model, config, stop
         self.denoiser = denoiser or model.denoiser
         self.autocast = autocast
         self.denoising = Denoising.of(
@@ -93,6 +95,8 @@ class Sampler:
         if start_seeds is not None:
             latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])
         for index, std in enumerate(self.denoising.std.tolist()):
+            if self.stop():
+                raise StopRequested
             step = torch.full((len(latents),), index, device=latents.device)
             policy = self.policy(latents, step, conditioning)
             drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean

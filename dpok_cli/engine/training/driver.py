@@ -8,11 +8,7 @@ from dpok_cli.engine.runs.folder import RunFolder, number_of
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
-from dpok_cli.errors import InputError, RewardError
-
-
-class StopRequested(Exception):
-    """Raised within a round when a stop is requested, before it has changed anything."""
+from dpok_cli.errors import InputError, RewardError, StopRequested
 
 
 class Loop(Protocol):
@@ -68,8 +64,8 @@ def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
     outputs.resume(number)
     session.accelerator.wait_for_everyone()
     try:
-        if number == 0:
-            outputs.draw_grid(0)
+        if number in (0, loop.last) or _is_due(number, config.sample_every):
+            outputs.draw_grid(number, again=False)  # a stop may have come before it was drawn
         while number < loop.last:
             try:
                 record = loop.advance(number + 1)
