@@ -126,7 +126,7 @@ class Job:
         try:
             with (
                 advice_when_full(self.settings, self.resume, self.processes),
-                Stop(self._tell_stop) as stop,
+                Stop(self._tell_stop, lambda: console.log.has_lost_reader) as stop,
             ):
                 self._say(f"Run folder: {self.run.path}")  # from here on signals are handled
                 with view:
