@@ -7,6 +7,7 @@ from dpok_cli.config import flags as options
 from dpok_cli.config.fields import settings_of
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
+from dpok_cli.prompts.files import PromptFile
 
 NOTHING = {"preset": None, "file": None, "prompts_file": None, "category": None}
 
@@ -50,7 +51,7 @@ def test_prompts_of_flags_and_file_are_joined(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("a dog\na bird\n")
     flags = {"prompts": ["a cat"]}
-    config = options.resolve(TrainRLConfig, flags, **NOTHING | {"prompts_file": file})
+    config = options.resolve(TrainRLConfig, flags, **NOTHING | {"prompts_file": PromptFile(file)})
     assert config.prompts == ("a cat", "a dog", "a bird")
 
 
@@ -58,7 +59,7 @@ def test_flags_are_over_a_run_and_a_run_is_over_the_preset(tmp_path):
     run = {"prompts": ["a lion"], "eta": 0.25, "guidance_scale": 5.0}
     file = tmp_path / "p.txt"
     file.write_text("a dog\n")
-    given = NOTHING | {"prompts_file": file}
+    given = NOTHING | {"prompts_file": PromptFile(file)}
     config = options.resolve(SampleConfig, {"guidance_scale": 2.0}, **given, under=run)
     assert (config.prompts, config.eta, config.guidance_scale) == (("a dog",), 0.25, 2.0)
 
