@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from dpok_cli import __version__
-from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl, train_sft
+from dpok_cli.commands import (
+    evaluate,
+    export,
+    rewards,
+    sample,
+    serve_reward,
+    train_rl,
+    train_sft,
+)
 from dpok_cli.display.console import out, say
 from dpok_cli.errors import DpokError
 
@@ -24,6 +32,7 @@ app.command("train-rl")(train_rl.train_rl)
 app.command("train-sft")(train_sft.train_sft)
 app.command("sample")(sample.sample)
 app.command("evaluate")(evaluate.evaluate)
+app.command("export")(export.export)
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(serve_reward.serve_reward)
 

@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "adapter of another base to start from": (
         OF_ANOTHER_BASE,
         f"{SFT} --init-adapter={RL}/adapter",
-        f"The adapter {RL}/adapter does not fit this model. Give --model",
+        f"The adapter {RL}/adapter does not fit this model: its weights for unet.",
     ),
     "adapter was cut off": (
         cut(f"{RL}/adapter/{LORA}"),

@@ -1,6 +1,6 @@
 """The diffusion model: a Stable Diffusion pipeline, its LoRA adapter, and the frozen reference.
 
-Policy and reference share one UNet: the reference is the UNet with the adapter switched off.
+Policy and reference share their networks: the reference is the model with the adapter switched off.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,10 @@ class DiffusionModel:
     def __init__(self, pipeline: StableDiffusionPipeline, height: int = 0, width: int = 0):
         """Wrap a pipeline; ``height`` and ``width`` are in pixels, 0 for the model's own size."""
         self.pipeline = pipeline
-        self.adapter = Adapter(pipeline.unet)
-        self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype)
+        self.adapter = Adapter(
+            "unet", {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+        )
+        self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype, self.adapter)
         # A scheduler without the key never clipped, while DDIM clips by default. The list of keys
         # left to their defaults is dropped: it would undo what the pipeline changed in place.
         scheduler = {"clip_sample": False} | dict(pipeline.scheduler.config)
@@ -50,7 +52,11 @@ class DiffusionModel:
         """Return the embeddings of the B prompts and of the negative one."""
         texts = [*prompts, negative_prompt]
         embeds, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
-        return Conditioning(embeds[:-1], embeds[-1:])
+        reference = None
+        if self.adapter.enabled and self.adapter.changes_text:
+            with self.reference():
+                reference = self.encode(prompts, negative_prompt)
+        return Conditioning(embeds[:-1], embeds[-1:], reference)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 8) -> Tensor:

@@ -41,13 +41,17 @@ class Session:
             project_dir=run.path if run else None,
         )
         if not model.adapter:
-            model.adapter.start(config, with_init_adapter=not (run and run.has_checkpoints()))
+            model.adapter.start(config, run)
+        if run and config.init_adapter and self.is_main and not run.has_checkpoints():
+            model.adapter.save(
+                run.initial_adapter
+            )  # a resume needs its layers, and its text encoder's
         network = model.pipeline.unet
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         prepared = self.accelerator.prepare(network)
         #: The denoiser that is trained; it counts the evaluations of training alone.
-        self.denoiser = Denoiser(prepared, model.denoiser.dtype)
+        self.denoiser = Denoiser(prepared, model.denoiser.dtype, model.adapter)
         self.sampler = Sampler(model, config, self.denoiser, self.accelerator.autocast)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
