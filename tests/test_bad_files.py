@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "more steps than the model has": (
         nothing,
         f"{TRAIN} --num-inference-steps=1001",
-        "num_inference_steps = 1001: this model has 1000 at most",
+        "num_inference_steps = 1001: this model has 999 at most",
     ),
     "no such device": (nothing, f"{TRAIN} --device=gpu", "device = 'gpu': "),
     # adapters

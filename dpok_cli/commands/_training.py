@@ -98,6 +98,7 @@ class Job:
         from dpok_cli.engine.bases.load import load
         from dpok_cli.engine.distributed import process_state, run_on_main
         from dpok_cli.engine.runs.folder import RunFolder
+        from dpok_cli.engine.sampling.sampler import Sampler
         from dpok_cli.rewards.manager import build, registry
 
         settings, state = self.settings, process_state(self.settings.device)
@@ -108,7 +109,8 @@ class Job:
                 console.say(line)
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
-            # Before the run folder is made, since the adapter may not fit the model.
+            # Before the run folder is made, since steps or adapter may not fit the model.
+            Sampler(self.model, settings)
             self.model.adapter.start(settings, self.existing)
             self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
             self.reward.prepare()

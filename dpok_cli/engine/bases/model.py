@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
+from dpok_cli.engine.bases.schedule import ddim
 from dpok_cli.engine.lora.adapter import Adapter
 
 
@@ -24,11 +25,7 @@ class DiffusionModel:
             "unet", {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
         )
         self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype, self.adapter)
-        # A scheduler without the key never clipped, while DDIM clips by default. The list of keys
-        # left to their defaults is dropped: it would undo what the pipeline changed in place.
-        scheduler = {"clip_sample": False} | dict(pipeline.scheduler.config)
-        scheduler.pop("_use_default_values", None)
-        self.scheduler = DDIMScheduler.from_config(scheduler)
+        self.scheduler = ddim(pipeline.scheduler)
         scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         self.latent_shape = (
@@ -60,12 +57,16 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 8) -> Tensor:
-        """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w)."""
+        """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w).
+
+        A value that is not finite is NaN.
+        """
         vae = self.pipeline.vae
         latents = (latents / vae.config.scaling_factor).to(vae.dtype)
         with torch.autocast(self.device.type, enabled=False):
             images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
-        return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+        decoded = torch.cat(images).float() / 2 + 0.5
+        return decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, batch_size: int = 8) -> Tensor:
