@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from dpok_cli import __version__
-from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl, train_sft
+from dpok_cli.commands import (
+    evaluate,
+    export,
+    rewards,
+    sample,
+    serve_reward,
+    train_rl,
+    train_sft,
+)
 from dpok_cli.display.console import divert_stdout, out, results_alone, say
 from dpok_cli.errors import DpokError, InputError
 from dpok_cli.inputs import is_unicode
@@ -25,6 +33,7 @@ app.command("train-rl")(results_alone()(train_rl.train_rl))
 app.command("train-sft")(results_alone()(train_sft.train_sft))
 app.command("sample")(results_alone()(sample.sample))
 app.command("evaluate")(results_alone()(evaluate.evaluate))
+app.command("export")(results_alone()(export.export))
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(results_alone()(serve_reward.serve_reward))
 

@@ -6,14 +6,12 @@ import diffusers
 import torch
 import transformers
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
 
 from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.bases.source import check_source, locate
 from dpok_cli.engine.distributed import device_of
-from dpok_cli.engine.lora.adapter import NAME
-from dpok_cli.engine.lora.files import adapter_file, check_adapter
+from dpok_cli.engine.lora.files import check_adapter, read_adapter
 from dpok_cli.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -54,9 +52,10 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
         part.requires_grad_(False).eval()
     pipeline.vae.float()  # half precision overflows in SD's decoder
     pipeline.to(device_of(config.device))
+    model = DiffusionModel(pipeline, config.height, config.width)
     if adapter is not None:
-        _add_adapter(pipeline, adapter)
-    return DiffusionModel(pipeline, config.height, config.width)
+        model.adapter.install(read_adapter(adapter), str(adapter))
+    return model
 
 
 def _silence_libraries() -> None:
@@ -64,26 +63,6 @@ def _silence_libraries() -> None:
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity(library.CRITICAL)
         library.disable_progress_bar()
-
-
-def _add_adapter(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
-    file = adapter_file(adapter)
-    try:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"The adapter {adapter} does not fit this model: {_first_line(error)}"
-            " Give --model the model that it was trained on."
-        ) from error
-    with safe_open(file, "pt") as opened:
-        given = sum(key.endswith(".weight") for key in opened.keys())  # noqa: SIM118
-    parts = (pipeline.unet, pipeline.text_encoder)
-    taken = sum(".lora_" in key for part in parts for key, _ in part.named_parameters())
-    if given != taken:
-        raise InputError(
-            f"The adapter {adapter} does not fit this model: it has {given} weights, of"
-            f" which the model takes {taken}. Give --model the model that it was trained on."
-        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -78,9 +78,9 @@ def _draw(
 
 
 def check_models(evaluation: Evaluation) -> None:
-    """Raise InputError if the base model cannot be loaded, or an adapter does not fit it."""
+    """Raise InputError if a model cannot be loaded, or cannot be drawn from with these settings."""
     for contender in evaluation.contenders:
-        load(evaluation.config, contender.adapter)
+        Sampler(load(evaluation.config, contender.adapter), evaluation.config)
 
 
 class _Model:

@@ -47,7 +47,8 @@ class Sampler:
     ):
         """Take the settings of ``config``: steps, eta, guidance, batch size and negative prompt.
 
-        ``denoiser`` is called in place of the model's own, in the context of ``autocast``.
+        ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Raises
+        InputError for steps that the model's schedule cannot give.
         """
         self.model, self.config = model, config
         self.denoiser = denoiser or model.denoiser
@@ -111,7 +112,7 @@ class Sampler:
         Raises NotFiniteError if a value is NaN or infinite.
         """
         images = self.model.decode(latents)
-        if not images.isfinite().all():
+        if not (latents.isfinite().all() and images.isfinite().all()):
             raise NotFiniteError(
                 "The images are not finite. Use --precision fp32, or train with a lower"
                 " --learning-rate."
