@@ -83,6 +83,15 @@ def test_a_folder_that_has_files_is_not_filled(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+def test_a_folder_that_nothing_was_written_to_is_removed(tmp_path):
+    for name in ("empty", "begun"):
+        with pytest.raises(ZeroDivisionError), filling(tmp_path / name, "--output"):
+            if name == "begun":
+                (tmp_path / name / "file").touch()
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+
+
 def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
     for _ in range(2):
         with filling(tmp_path / "a" / "b", "--output"):
