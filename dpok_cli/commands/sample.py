@@ -126,4 +126,4 @@ def _check(settings: SampleConfig, adapter: Path | None, output: Path) -> None:
         raise InputError(f"{output} already exists: give another --output, or remove it.")
     if adapter:
         check_adapter(adapter)
-    check_source(settings.model)
+    check_source(settings)
