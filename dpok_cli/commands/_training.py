@@ -90,7 +90,7 @@ class Job:
         check_specs(settings.rewards, tiny=settings.model == TINY)
         if run is None:
             RunFolder.check_free(settings)
-        check_source(settings.model)
+        check_source(settings)
         self.resumed = bool(run and run.has_checkpoints())
         if settings.init_adapter and not self.resumed:
             check_adapter(Path(settings.init_adapter), "--init-adapter")

@@ -105,7 +105,7 @@ def test_what_may_not_change_is_named(changes, run_config):
     assert str(caught.value).startswith(f"{next(iter(changes))} = ")
     message = str(caught.value)
     assert (
-        f"in {run_config}, and cannot change when a run is resumed; only model, sample_batch_size, "
+        f"in {run_config}, and cannot change when a run is resumed; only model, model_config, vae, sample_batch_size, "
         in message
     )
     assert message.endswith("if their product stays 60.")
@@ -118,6 +118,7 @@ def test_all_that_may_change_on_resuming(kind, length):
         length,
         *("checkpoint_every", "keep", "sample_every", "sample_count", "evaluation_samples"),
         *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir", "model"),
+        *("model_config", "vae"),
         *(("dataset",) if kind is TrainSFTConfig else ()),
     }
 

@@ -25,6 +25,8 @@ SHOWN = 5
 
 # Left out of settings.json: they change no score.
 _PLACES = {"runs_dir", "device"}
+# Left out if they are empty, so that evaluations of older versions keep their settings.
+_NEWER = {"model_config", "vae"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,11 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the scores depend on, in JSON's types."""
-        config = {key: value for key, value in asdict(self.config).items() if key not in _PLACES}
+        config = {
+            key: value
+            for key, value in asdict(self.config).items()
+            if key not in _PLACES and (value or key not in _NEWER)
+        }
         del config["prompts"], config["rewards"]
         return {
             **config,
@@ -139,7 +145,7 @@ def settle(
         rewards, left_out = rewards_for(config.model, [each.text for each in prompts], trained)
         remarks += left_out
     check_specs(rewards, tiny=config.model == TINY)
-    check_source(config.model)
+    check_source(config)
     return Evaluation(config, (Contender(BASE), *tuned), prompts, tuple(rewards), tuple(remarks))
 
 

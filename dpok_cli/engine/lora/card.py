@@ -29,7 +29,7 @@ scored by {rewards}.
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{source}")
+{loading}
 pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{scheduler})
 pipe.load_lora_weights(".", weight_name="{file}")
 image = pipe(
@@ -49,16 +49,16 @@ image = pipe(
 
 
 def adapter_card(
-    config: TrainingConfig, samples: int, source: str, scheduler: Mapping[str, Any]
+    config: TrainingConfig, samples: int, loading: str, scheduler: Mapping[str, Any]
 ) -> str:
     """Return the card (Markdown) of an adapter that was trained on ``samples`` images so far.
 
-    ``source`` is what ``from_pretrained`` takes for the base model, and ``scheduler`` what
+    ``loading`` is Python that makes ``pipe`` of the base model, and ``scheduler`` what
     ``DDIMScheduler.from_config`` needs besides the config of its scheduler.
     """
     return CARD.format(
         base=config.model,
-        source=source,
+        loading=loading,
         prompt=json.dumps(config.prompts[0], ensure_ascii=False),
         prompts="\n".join(f"- {prompt}" for prompt in config.prompts),
         rewards=", ".join(f"`{spec}`" for spec in config.rewards),

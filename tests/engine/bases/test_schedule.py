@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from dpok_cli.config import SampleConfig
 from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.bases.schedule import ddim_arguments
+from dpok_cli.engine.bases.source import loading_code
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
@@ -78,7 +79,7 @@ def test_what_is_drawn_is_what_the_card_says(with_scheduler, make_config, name):
     config = make_config(model=str(folder), num_inference_steps=4, guidance_scale=3.0)
     model = load(config)
     arguments = ddim_arguments(model.pipeline.scheduler)
-    card = adapter_card(config, 1, str(folder), arguments)
+    card = adapter_card(config, 1, loading_code(config), arguments)
     code = card.split("```python\n")[1].split("```")[0]
     without_adapter = [line for line in code.splitlines() if "load_lora_weights" not in line]
     names: dict = {}
