@@ -167,9 +167,12 @@ def _evaluate(
 
     processes = process_state(evaluation.config.device)
     quiet = quiet or not processes.is_main_process
-    reward, folder = start(evaluation, folder.path)
+    changed: list[str] = []
+    reward, folder = start(evaluation, folder.path, changed.append)
     if not quiet:
         _announce(evaluation, folder)
+        for line in changed:
+            console.say(f"Warning: {line}")
     drawn = draw(evaluation, reward, folder)
     for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
         pass

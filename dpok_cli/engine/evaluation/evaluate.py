@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation
 from dpok_cli.engine.evaluation.results import Results, summarise, to_csv
 from dpok_cli.engine.runs.files import write_text
+from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 from dpok_cli.rewards.manager import build
@@ -22,24 +24,29 @@ def evaluate(
     evaluation: Evaluation,
     folder: EvaluationFolder,
     progress: Callable[[Iterator[Record]], Iterable[Record]] = iter,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Results:
     """Evaluate in ``folder``, and return what its results.json holds.
 
     Images that the folder already has are not drawn again. ``progress`` wraps the iterator over
-    the images, as tqdm does. All ranks return the same. Raises what `start` and `draw` raise.
+    the images, as tqdm does; ``warn`` gets warnings. All ranks return the same. Raises what `start`
+    and `draw` raise.
     """
-    reward, folder = start(evaluation, folder.path)
+    reward, folder = start(evaluation, folder.path, warn)
     for _ in progress(draw(evaluation, reward, folder)):
         pass
     process_state(evaluation.config.device).wait_for_everyone()
     return finish(evaluation, reward, folder)
 
 
-def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, EvaluationFolder]:
+def start(
+    evaluation: Evaluation, path: Path, warn: Callable[[str], None] = warnings.warn
+) -> tuple[WeightedReward, EvaluationFolder]:
     """Make the reward and the folder of an evaluation.
 
-    The folder is made only once all models and rewards could be loaded. Raises InputError for a
-    model or folder that cannot be used, RewardError for a reward that cannot be loaded.
+    ``warn`` gets a line on each reward that has changed since a folder was last used. The folder is
+    made only once all models and rewards could be loaded. Raises InputError for a model or folder
+    that cannot be used, RewardError for a reward that cannot be loaded.
     """
     config = evaluation.config
     processes = process_state(config.device)
@@ -47,7 +54,13 @@ def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, Evaluatio
     if not EvaluationFolder.check(path, evaluation).begun:
         check_models(evaluation)
         reward.prepare()
-    return reward, run_on_main(lambda: EvaluationFolder.open(path, evaluation), processes)
+
+    def make() -> EvaluationFolder:
+        folder = EvaluationFolder.open(path, evaluation)
+        note_versions(path, reward, warn)
+        return folder
+
+    return reward, run_on_main(make, processes)
 
 
 def finish(evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder) -> Results:

@@ -58,7 +58,7 @@ def train_rl(
     """
     steps = config.rounds * config.updates_per_round
     session = Session(config, model, run, stop, warn, steps)
-    yield from drive(RLLoop(config, reward, session), session)
+    yield from drive(RLLoop(config, reward, session), session, reward)
 
 
 class Draw(NamedTuple):

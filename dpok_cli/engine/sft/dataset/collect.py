@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.engine.distributed import all_gather_result, shard, unshard
+from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.engine.sft.dataset.imagefolder import is_own
 from dpok_cli.engine.sft.dataset.sources import ImageSource, OwnFolder, Reference
 from dpok_cli.engine.sft.dataset.store import ImageStore, Picture
@@ -62,7 +63,8 @@ def collect(
     else:
         seed = store.settings().get("seed", config.seed)
         source = Reference(config, session.sampler, session.conditioning, seed)
-    collector = _Collector(store, reward, session, config.sample_batch_size, tell)
+    shared = given is not None and not own_folder
+    collector = _Collector(store, reward, session, config.sample_batch_size, shared, tell)
     if not collector.run(source):
         return None
     entries = store.entries[: len(source)]
@@ -83,6 +85,7 @@ class _Collector:
     reward: WeightedReward
     session: Session
     batch_size: int
+    shared: bool  # with other runs
     tell: Callable[[int, int], None]
 
     def __post_init__(self) -> None:
@@ -96,6 +99,8 @@ class _Collector:
                 if self.accelerator.is_main_process:
                     lock.enter_context(self.store.locked())
                     self.store.begin(source.settings)
+                    if self.shared:  # otherwise the run's own versions.json has them
+                        note_versions(self.store.folder, self.reward, self.session.warn)
 
             all_gather_result(begin, self.accelerator)
             self.store.read()  # as rank 0 has repaired it
