@@ -105,9 +105,9 @@ def test_what_may_not_change_is_named(changes, run_config):
     assert str(caught.value).startswith(f"{next(iter(changes))} = ")
     message = str(caught.value)
     assert (
-        f"in {run_config}, and cannot change when a run is resumed; only model, model_config, vae, sample_batch_size, "
-        in message
-    )
+        f"in {run_config}, and cannot change when a run is resumed; only model, model_config, vae,"
+        " sample_batch_size, "
+    ) in message
     assert message.endswith("if their product stays 60.")
 
 
