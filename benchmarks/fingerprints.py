@@ -3,8 +3,9 @@
     python benchmarks/fingerprints.py --write before.json     # on one commit
     python benchmarks/fingerprints.py --compare before.json   # on another, on the same machine
 
-Adapters and images are compared byte for byte; metrics and results as numbers, without seconds,
-versions and paths. Everything runs in one thread, so that sums are added up in one order.
+Images are compared byte for byte, adapters weight for weight; metrics and results as numbers,
+without seconds, versions and paths. Everything runs in one thread, so that sums are added up in one
+order.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from safetensors import safe_open
 
 from dpok_cli.strict_json import dumps
 
@@ -60,7 +63,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
     for name, command in COMMANDS.items():
         dpok(folder, *command, "--name", name, "--seed", "0", "--device", "cpu")
         run = folder / "runs" / name
-        found[f"{name}: adapter"] = sha256(next((run / "adapter").glob("*.safetensors")))
+        found[f"{name}: adapter"] = weights(next((run / "adapter").glob("*.safetensors")))
         lines = (run / "metrics.jsonl").read_text().splitlines()
         found[f"{name}: metrics"] = digest([without_seconds(json.loads(line)) for line in lines])
         found[f"{name}: before and after"] = digest(summary(run))
@@ -100,6 +103,16 @@ def summary(run: Path) -> dict[str, dict[str, float]]:
         measured.pop("diversity", None)
         found[when] = measured | {"pixel_distance": distance}
     return found
+
+
+def weights(file: Path) -> str:
+    """A digest of an adapter's weights; older versions have other names for some of them."""
+    found = {}
+    with safe_open(file, "np") as opened:
+        for name in opened.keys():  # noqa: SIM118
+            today = name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")
+            found[today] = hashlib.sha256(opened.get_tensor(name).tobytes()).hexdigest()
+    return digest(found)
 
 
 def digest(value: object) -> str:

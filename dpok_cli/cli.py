@@ -10,9 +10,18 @@ from typing import Annotated
 import typer
 
 from dpok_cli import __version__
-from dpok_cli.commands import evaluate, rewards, sample, serve_reward, train_rl, train_sft
+from dpok_cli.commands import (
+    evaluate,
+    export,
+    rewards,
+    sample,
+    serve_reward,
+    train_rl,
+    train_sft,
+)
 from dpok_cli.display.console import divert_stdout, out, results_alone, say
-from dpok_cli.errors import DpokError
+from dpok_cli.errors import DpokError, InputError
+from dpok_cli.inputs import is_unicode
 
 app = typer.Typer(
     add_completion=False,
@@ -24,6 +33,7 @@ app.command("train-rl")(results_alone()(train_rl.train_rl))
 app.command("train-sft")(results_alone()(train_sft.train_sft))
 app.command("sample")(results_alone()(sample.sample))
 app.command("evaluate")(results_alone()(evaluate.evaluate))
+app.command("export")(results_alone()(export.export))
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(results_alone()(serve_reward.serve_reward))
 
@@ -64,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     the traceback comes before the line.
     """
     try:
+        for argument in arguments:
+            if not is_unicode(argument):
+                raise InputError(f"{argument!r} is not UTF-8: type it so, or rename the file.")
         return app(list(arguments), prog_name="dpok", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return 130

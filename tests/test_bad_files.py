@@ -133,7 +133,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "more steps than the model has": (
         nothing,
         f"{TRAIN} --num-inference-steps=1001",
-        "num_inference_steps = 1001: this model has 1000 at most",
+        "num_inference_steps = 1001: this model has 999 at most",
     ),
     "no such device": (nothing, f"{TRAIN} --device=gpu", "device = 'gpu': "),
     # adapters
@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "adapter of another base to start from": (
         OF_ANOTHER_BASE,
         f"{SFT} --init-adapter={RL}/adapter",
-        f"The adapter {RL}/adapter does not fit this model. Give --model",
+        f"The adapter {RL}/adapter does not fit this model: its weights for unet.",
     ),
     "adapter was cut off": (
         cut(f"{RL}/adapter/{LORA}"),

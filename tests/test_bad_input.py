@@ -33,7 +33,7 @@ CASES = {
     ),
     "category of a text file": (
         ("train-rl", "--prompts", "prompts.txt", "--category", "color"),
-        "needs a .json prompt file",
+        "needs a JSON prompt file",
     ),
     "category of nothing": ((*TRAIN, "--category", "color"), "needs --prompts FILE.json"),
     "prompt file is too deep": (("sample", "--prompts", "deep.json"), "deep.json is not JSON"),
@@ -88,7 +88,10 @@ CASES = {
     "config is too deep": ((*TRAIN, "--config", "deep.toml"), "deep.toml is not TOML"),
     "config with too many digits": ((*TRAIN, "--config", "digits.toml"), "digits.toml is not"),
     "config with a great number": ((*TRAIN, "--config", "great.toml"), "alpha = 1000"),
-    "config is no text": ((*SAMPLE, "--config", "bytes.txt"), "bytes.txt is not TOML"),
+    "config is no text": (
+        (*SAMPLE, "--config", "bytes.txt"),
+        "bytes.txt: line 1 is not UTF-8 text",
+    ),
     "config is a folder": ((*EVALUATE, "--config", "folder"), "folder: Is a directory"),
     "config of another command": ((*SAMPLE, "--config", "rounds.toml"), "no setting 'rounds'"),
     "folder is no pipeline": ((*TRAIN, "--model", "folder"), "folder"),
@@ -136,7 +139,10 @@ CASES = {
     ),
     "dataset without a line": ((*SFT, "--dataset", "data/empty"), "metadata.jsonl names no image"),
     "dataset is no JSON": ((*SFT, "--dataset", "data/bad"), "line 1: not a JSON object"),
-    "dataset is no text": ((*SFT, "--dataset", "data/bytes"), "metadata.jsonl cannot be read"),
+    "dataset is no text": (
+        (*SFT, "--dataset", "data/bytes"),
+        "metadata.jsonl: line 1 is not UTF-8",
+    ),
     "dataset without names": ((*SFT, "--dataset", "data/nameless"), "line 1: it has no file_name"),
     "dataset without prompts": ((*SFT, "--dataset", "data/silent"), "line 1: it has no prompt"),
     "dataset of a lost image": ((*SFT, "--dataset", "data/lost"), "there is no file"),
@@ -213,7 +219,7 @@ CASES = {
         "'base' is taken",
     ),
     "run's config is no TOML": (("evaluate", "--run", "cut"), "config.toml cannot be read"),
-    "run's config is no text": (("sample", "--run", "bytes"), "config.toml cannot be read"),
+    "run's config is no text": (("sample", "--run", "bytes"), "config.toml: line 1 is not UTF-8"),
     # --resume
     "no run to resume": (("train-rl", "--resume", "nope"), "There is no run nope"),
     "no newest run": (("train-sft", "--resume", "latest"), "There is no run in runs yet"),
@@ -258,7 +264,7 @@ DEEP = b"[" * 100_000
 
 FILES = {
     "empty.txt": b"\n  \n",
-    "bytes.txt": b"\xff\xfe\x00",
+    "bytes.txt": b"\xff",
     "prompts.txt": b"a cat\n",
     "bad.json": b"{",
     "deep.json": DEEP,
@@ -285,7 +291,7 @@ FILES = {
     "taken/config.toml": b"",
     "old/config.toml": b'prompts = ["a cat"]\nrounds = 3\n',
     "cut/config.toml": b'prompts = ["a',
-    "bytes/config.toml": b"\xff\xfe",
+    "bytes/config.toml": b"\xff",
     "rl/config.toml": b'prompts = ["a cat"]\nrounds = 3\nlora_rank = 8\n',
     "sft/config.toml": b'prompts = ["a cat"]\nsteps = 3\n',
     "typo/config.toml": b'prompts = ["a cat"]\nround = 3\n',
@@ -303,7 +309,7 @@ FILES = {
     "broken/pickle.pt": PICKLE,
     "data/empty/metadata.jsonl": b"\n",
     "data/bad/metadata.jsonl": b"{\n",
-    "data/bytes/metadata.jsonl": b"\xff\xfe",
+    "data/bytes/metadata.jsonl": b"\xff",
     "data/nameless/metadata.jsonl": b'{"text": "a cat"}',
     "data/silent/metadata.jsonl": b'{"file_name": "cat.png", "text": 3}',
     "data/lost/metadata.jsonl": ENTRY.format("cat.png").encode(),

@@ -40,6 +40,7 @@ def test_train_then_sample(train, dpok, pipeline_folder, tmp_path):
         "pixel_distance",
         "Adapter:",
         "Next:",
+        "For",
     ]
     run = tmp_path / "runs" / "red"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

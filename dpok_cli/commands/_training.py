@@ -3,13 +3,14 @@
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import typer
 
 from dpok_cli.allocator import keep_freed_memory
-from dpok_cli.config import TINY, Config, TrainingConfig, flags, to_toml
+from dpok_cli.config import TINY, TrainingConfig, flags, to_toml
 from dpok_cli.display import console, tables
 from dpok_cli.display.training import TrainingView
 from dpok_cli.errors import InputError
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.engine.training.stop import Stop
     from dpok_cli.rewards.combined import WeightedReward
+
+Training = TypeVar("Training", bound=TrainingConfig)
 
 BUNDLED = "Using the bundled tiny model; --preset sd15 is the paper's run on Stable Diffusion v1.5."
 
@@ -39,14 +42,28 @@ def find_run(name: str | None, runs_dir: str, command: str) -> "RunFolder | None
 
 
 def resolve(
-    kind: type[Config], given: dict[str, Any], run: "RunFolder | None", **sources: Any
-) -> Config:
-    """Return the settings of a new run from flags and ``sources``, or of one that is resumed."""
+    kind: type[Training], given: dict[str, Any], run: "RunFolder | None", **sources: Any
+) -> Training:
+    """Return the settings of a new run from flags and ``sources``, or of one that is resumed.
+
+    An adapter to start from brings its rank, alpha and targets, except for those given as flags.
+    """
     if run is None:
-        return flags.resolve(kind, given, **sources)
+        settings = flags.resolve(kind, given, **sources)
+        return _with_adapter(settings, given) if settings.init_adapter else settings
     if any(sources.values()):
         raise InputError("--resume takes the settings of the run: leave out other sources.")
     return flags.resume(kind, given, run.config)
+
+
+def _with_adapter(settings: Training, given: dict[str, Any]) -> Training:
+    from dpok_cli.engine.lora.files import adapter_settings
+
+    known = adapter_settings(Path(settings.init_adapter), "--init-adapter")
+    if set(known.get("lora_targets", ())) == set(settings.lora_targets):
+        del known["lora_targets"]
+    free = {key: value for key, value in known.items() if given.get(key) in (None, [])}
+    return replace(settings, **free)
 
 
 def print_settings(settings: TrainingConfig) -> None:
@@ -73,7 +90,7 @@ class Job:
         check_specs(settings.rewards, tiny=settings.model == TINY)
         if run is None:
             RunFolder.check_free(settings)
-        check_source(settings.model)
+        check_source(settings)
         self.resumed = bool(run and run.has_checkpoints())
         if settings.init_adapter and not self.resumed:
             check_adapter(Path(settings.init_adapter), "--init-adapter")
@@ -92,6 +109,7 @@ class Job:
         from dpok_cli.engine.bases.load import load
         from dpok_cli.engine.distributed import process_state, run_on_main
         from dpok_cli.engine.runs.folder import RunFolder
+        from dpok_cli.engine.sampling.sampler import Sampler
         from dpok_cli.rewards.manager import build, registry
 
         settings, state = self.settings, process_state(self.settings.device)
@@ -104,8 +122,9 @@ class Job:
             self._hold(self.existing, state)
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
-            # Before the run folder is made, since the adapter may not fit the model.
-            self.model.adapter.start(settings, with_init_adapter=not self.resumed)
+            # Before the run folder is made, since steps or adapter may not fit the model.
+            Sampler(self.model, settings)
+            self.model.adapter.start(settings, self.existing)
             self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
             self.reward.prepare()
         if self.existing:
@@ -126,7 +145,7 @@ class Job:
         try:
             with (
                 advice_when_full(self.settings, self.resume, self.processes),
-                Stop(self._tell_stop) as stop,
+                Stop(self._tell_stop, lambda: console.log.has_lost_reader) as stop,
             ):
                 self._say(f"Run folder: {self.run.path}")  # from here on signals are handled
                 with view:
@@ -160,6 +179,8 @@ class Job:
             console.show(tables.before_after_table(before, after))
         console.say(f"Adapter: {self.run.adapter}", console.out)
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
+        export = f"dpok export {quoted(self.run)} --format kohya"
+        console.say(f"For ComfyUI or A1111: {export}", console.out)
 
     def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
         """Keep other commands from writing to the run; raises InputError if one does."""

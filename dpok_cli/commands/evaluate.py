@@ -11,7 +11,7 @@ from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
-from dpok_cli.prompts.files import read_categories, read_prompts
+from dpok_cli.prompts.files import PromptFile
 from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ UnseenPrompts = Annotated[
     ),
 ]
 UnseenPromptsFile = Annotated[
-    Path | None,
+    PromptFile | None,
     typer.Option(
-        help="Your own unseen prompts, one per line, or .json with categories.",
+        parser=PromptFile,
+        help="Your own unseen prompts, one per line, or JSON with categories.",
         rich_help_panel="Prompts",
         metavar="FILE",
     ),
@@ -137,12 +138,15 @@ def evaluate(
     from dpok_cli.engine.evaluation.plan import settle
     from dpok_cli.engine.evaluation.report.human import check_samples
 
+    categories: dict[str, str] = {}
+    for prompt_file in filter(None, (prompts_file, unseen_prompts_file)):
+        categories |= prompt_file.categories()
     evaluation = settle(
         settings,
         tuned,
         unseen=unseen_prompts,
-        extra_prompts=read_prompts(unseen_prompts_file) if unseen_prompts_file else (),
-        categories=read_categories(prompts_file) | read_categories(unseen_prompts_file),
+        extra_prompts=unseen_prompts_file.prompts() if unseen_prompts_file else (),
+        categories=categories,
     )
     if human:
         check_samples(evaluation)
@@ -167,9 +171,12 @@ def _evaluate(
 
     processes = process_state(evaluation.config.device)
     quiet = quiet or not processes.is_main_process
-    with start(evaluation, folder.path) as (reward, folder):
+    changed: list[str] = []
+    with start(evaluation, folder.path, changed.append) as (reward, folder):
         if not quiet:
             _announce(evaluation, folder)
+            for line in changed:
+                console.say(f"Warning: {line}")
         drawn = draw(evaluation, reward, folder)
         for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
             pass

@@ -130,4 +130,4 @@ def _check(settings: SampleConfig, adapter: Path | None, output: Path | None) ->
         check_free(output, "--output")
     if adapter:
         check_adapter(adapter)
-    check_source(settings.model)
+    check_source(settings)

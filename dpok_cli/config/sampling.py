@@ -13,7 +13,7 @@ KLForm = Literal["epsilon", "gaussian"]
 TINY = "tiny"
 
 #: The largest height and width; guards against typing errors.
-MAX_PIXELS = 4096
+MAX_PIXELS = 2048
 
 _PIXELS = Rule(
     f"a multiple of 8 up to {MAX_PIXELS}, or 0",
@@ -28,11 +28,27 @@ class SamplingConfig(BaseConfig):
     model: str = setting(
         TINY,
         "Model",
-        "Base model: a Stable Diffusion v1/v2 pipeline, by hub id or folder; tiny is the bundled"
-        " one.",
-        Rule("a hub id, a folder or 'tiny'", lambda value: bool(value.strip())),
-        metavar="ID|FOLDER",
+        "Base model: a Stable Diffusion v1/v2 pipeline, by hub id or folder, or a .safetensors file"
+        " of one; tiny is the bundled one.",
+        Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
+        metavar="ID|FOLDER|FILE",
         may_change=True,  # its place; a checkpoint knows its weights
+    )
+    #: "" is the hub id that diffusers finds by the weights.
+    model_config: str = setting(
+        "",
+        "Model",
+        "Pipeline whose configuration a --model FILE has; by default that of its family, from the"
+        " hub.",
+        metavar="FOLDER|ID",
+        may_change=True,
+    )
+    vae: str = setting(
+        "",
+        "Model",
+        "VAE to use instead of the model's own.",
+        metavar="ID|FOLDER|FILE",
+        may_change=True,
     )
     prompts: tuple[str, ...] = setting(
         (),
@@ -102,5 +118,8 @@ class SampleConfig(SamplingConfig):
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's config that determines its images, on any machine."""
-    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
-    return {key: value for key, value in config.items() if key in shared}
+    return {
+        field.name: config.get(field.name, field.default)  # older runs lack newer settings
+        for field in fields(SamplingConfig)
+        if field.name not in ("seed", "device")
+    }

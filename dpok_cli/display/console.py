@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import cached_property
 from itertools import pairwise
 from math import isfinite
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import track
 
 Item = TypeVar("Item")
-
-#: Results go to ``out`` (stdout), everything else to ``err`` (stderr).
-out = Console()
-err = Console(stderr=True)
 
 #: The width of a table that is not for a terminal: none of its rows is folded.
 UNFOLDED = 1_000_000
@@ -26,6 +24,53 @@ UNFOLDED = 1_000_000
 LINE_EVERY = 10.0
 
 STDOUT, STDERR = 1, 2
+
+
+class _Log:
+    """stderr, which may lose its reader: the log's, or the terminal.
+
+    What is written after that is dropped, so that no command fails for it.
+    """
+
+    #: Whether the program that read the log has ended.
+    has_lost_reader = False
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr or self._nowhere  # closed by whoever started dpok
+
+    @cached_property
+    def _nowhere(self) -> TextIO:
+        return open(os.devnull, "w", encoding="utf-8")
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed
+            raise error
+        self.has_lost_reader = error.errno == errno.EPIPE
+        # What the stream still holds has to go somewhere when the program ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDERR)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+log = _Log()
+#: Results go to ``out`` (stdout), everything else to ``err`` (stderr).
+out = Console()
+err = Console(file=cast("TextIO", log))
 
 
 @contextmanager

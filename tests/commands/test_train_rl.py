@@ -31,6 +31,7 @@ def test_progress_is_on_stderr_and_the_result_on_stdout(train, run, install, tmp
         *run("lion").table(),
         ["Adapter:", "runs/lion/adapter"],
         ["Next:", "dpok", "sample", "--run", "runs/lion", "--before"],
+        "For ComfyUI or A1111: dpok export runs/lion --format kohya".split(),
     ]
     assert metrics[1]["kl"] > 0
     before, after = (run("lion").summary[side]["reward"] for side in ("before", "after"))
@@ -139,13 +140,17 @@ def test_a_plugin_that_was_left_out_is_named(train, install):
 def test_quiet_prints_the_result_only(train, run):
     code, out, err = train("train-rl", "--quiet", "--name=x")
     assert (code, err) == (0, "")
-    assert rows(out)[:-2] == run("x").table()
-    assert [row[0] for row in rows(out)[-2:]] == ["Adapter:", "Next:"]
+    assert rows(out)[:-3] == run("x").table()
+    assert [row[0] for row in rows(out)[-3:]] == ["Adapter:", "Next:", "For"]
 
 
 def test_without_an_evaluation_there_is_no_table(train):
     out = train("train-rl", "--evaluation-samples=0").out
-    assert [line.split(":")[0] for line in out.splitlines()] == ["Adapter", "Next"]
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "Adapter",
+        "Next",
+        "For ComfyUI or A1111",
+    ]
 
 
 class Interrupting(RewardModel):

@@ -37,6 +37,7 @@ def test_progress_is_on_stderr_and_the_result_on_stdout(train, run, install, tmp
         *run("lion").table(),
         ["Adapter:", "runs/lion/adapter"],
         ["Next:", "dpok", "sample", "--run", "runs/lion", "--before"],
+        "For ComfyUI or A1111: dpok export runs/lion --format kohya".split(),
     ]
     before, after = (run("lion").summary[side]["reward"] for side in ("before", "after"))
     assert before != after

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTokenizer
 
+#: The blocks of Stable Diffusion v1.5, much narrower.
+SD15_BLOCKS: dict[str, Any] = dict(blocks=(4, 8, 8, 8), layers=2)
+
 #: The noise of Stable Diffusion v1, as its own checkpoints write it.
 SD_NOISE: dict[str, Any] = dict(
     beta_start=0.00085,
@@ -40,9 +43,9 @@ def make_tokenizer() -> CLIPTokenizer:
 
 
 def make_pipeline(
-    scheduler: Any = None, *, blocks: tuple[int, ...] = (8, 16), seed: int = 0
+    scheduler: Any = None, *, blocks: tuple[int, ...] = (8, 16), layers: int = 1, seed: int = 0
 ) -> StableDiffusionPipeline:
-    """Build the pipeline; ``blocks`` are the UNet's widths."""
+    """Build the pipeline; ``blocks`` are the UNet's widths, each of ``layers`` layers."""
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -73,7 +76,7 @@ def make_pipeline(
             block_out_channels=blocks,
             down_block_types=("CrossAttnDownBlock2D",) * (len(blocks) - 1) + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (len(blocks) - 1),
-            layers_per_block=1,
+            layers_per_block=layers,
             norm_num_groups=4,
             attention_head_dim=2,
             cross_attention_dim=16,

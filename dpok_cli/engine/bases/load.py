@@ -1,63 +1,61 @@
 """Load a base model, and a LoRA adapter onto it."""
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    DIFFUSERS_DEFAULT_PIPELINE_PATHS,
+    infer_diffusers_model_type,
+)
 from safetensors import safe_open
 
 from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.memory import check_memory
 from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.engine.bases.source import check_source, locate
+from dpok_cli.engine.bases.source import (
+    INDEX,
+    cannot_load,
+    check_source,
+    first_line,
+    is_file,
+    locate,
+    variant,
+)
 from dpok_cli.engine.distributed import device_of
-from dpok_cli.engine.lora.adapter import NAME
-from dpok_cli.engine.lora.files import adapter_file, check_adapter
+from dpok_cli.engine.lora.files import check_adapter, read_adapter
 from dpok_cli.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
-    """Load a pipeline by hub id or folder, frozen, in the config's precision and on its device.
+    """Load a pipeline by hub id, folder or file, frozen, in the config's precision and device.
 
     ``adapter`` is a folder or file of LoRA weights to add. Raises InputError, with the reason, if
     either cannot be loaded, and for settings that need more memory than there is.
     """
-    check_source(config.model)
+    check_source(config)
     if adapter is not None:
         check_adapter(adapter)
     _silence_libraries()
-    source = locate(config.model)
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source,
-            dtype=DTYPES[config.precision],
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        pipeline = _pipeline(config)
+    except InputError:
+        raise
     except Exception as error:  # each library raises its own for a bad file
-        raise InputError(
-            f"Cannot load the model {config.model}: {_first_line(error)}"
-            " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, or a hub id"
-            " that this machine has or can download."
-        ) from error
-    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
-    if not known // 2 < words <= known:  # transformers makes up a tokenizer if files are missing
-        raise InputError(
-            f"Cannot load the model {config.model}: its tokenizer has {words} tokens and its text"
-            f" encoder {known}. Are its vocabulary files there?"
-        )
+        raise cannot_load(config.model, error) from error
+    _check_parts(pipeline, config.model)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval()
     pipeline.vae.float()  # half precision overflows in SD's decoder
     pipeline.to(device_of(config.device))
-    if adapter is not None:
-        _add_adapter(pipeline, adapter)
     model = DiffusionModel(pipeline, config.height, config.width)
+    if adapter is not None:
+        model.adapter.install(read_adapter(adapter), str(adapter))
     check_memory(config, model)
     return model
 
@@ -69,26 +67,102 @@ def _silence_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _add_adapter(pipeline: StableDiffusionPipeline, adapter: Path) -> None:
-    file = adapter_file(adapter)
+def _pipeline(config: SamplingConfig) -> StableDiffusionPipeline:
+    source = locate(config.model)
+    options: dict[str, Any] = dict(
+        dtype=DTYPES[config.precision],
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    if is_file(source):
+        configuration = config.model_config or _default_configuration(Path(source))
+        if config.vae:
+            options["vae"] = _vae(config.vae, configuration)
+        return _from_file(source, configuration, options)
+    if config.vae:
+        options["vae"] = _vae(config.vae, source)
+    if Path(source).is_dir():
+        options["variant"] = variant(Path(source))
+        return StableDiffusionPipeline.from_pretrained(source, **options)
     try:
-        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=NAME)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"The adapter {adapter} does not fit this model: {_first_line(error)}"
-            " Give --model the model that it was trained on."
-        ) from error
+        return StableDiffusionPipeline.from_pretrained(source, **options)
+    except OSError as error:  # the hub may have half-precision files only
+        try:
+            return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
+        except OSError:
+            raise error from None
+
+
+# ---------------------------------------------------------------------------------- single files
+
+
+class _Shaped(NamedTuple):
+    """What diffusers looks at of a weight to tell the family."""
+
+    shape: list[int]
+
+
+def _default_configuration(file: Path) -> str:
+    """Return the hub id whose configuration a file's weights have; raises InputError.
+
+    Only the header is read.
+    """
     with safe_open(file, "pt") as opened:
-        given = sum(key.endswith(".weight") for key in opened.keys())  # noqa: SIM118
-    parts = (pipeline.unet, pipeline.text_encoder)
-    taken = sum(".lora_" in key for part in parts for key, _ in part.named_parameters())
-    if given != taken:
+        names = opened.keys()
+        header = {name: _Shaped(opened.get_slice(name).get_shape()) for name in names}
+    kind = infer_diffusers_model_type(header)
+    hub_id = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    if kind not in ("v1", "v2"):
         raise InputError(
-            f"The adapter {adapter} does not fit this model: it has {given} weights, of"
-            f" which the model takes {taken}. Give --model the model that it was trained on."
+            f"{file} is a checkpoint like {hub_id}'s ({kind}); only Stable Diffusion v1 and v2 can"
+            " be used."
         )
+    return hub_id
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".:") + "."
+def _from_file(source: str, configuration: str, options: dict[str, Any]) -> StableDiffusionPipeline:
+    try:
+        return StableDiffusionPipeline.from_single_file(source, config=configuration, **options)
+    except OSError as error:
+        if Path(configuration).is_dir():
+            raise
+        raise InputError(
+            f"Cannot load the model {source}: it needs the configuration of {configuration}, which"
+            f" is not on this machine and cannot be downloaded ({first_line(error)}) Give"
+            " --model-config the folder of a pipeline of this kind; its weights are not needed."
+        ) from error
+
+
+def _vae(vae: str, configuration: str) -> AutoencoderKL:
+    """Load another VAE; of a file, the configuration is that of the model's own VAE."""
+    try:
+        if is_file(vae):
+            return AutoencoderKL.from_single_file(vae, config=configuration, subfolder="vae")
+        if (Path(vae) / INDEX).is_file():
+            return AutoencoderKL.from_pretrained(vae, subfolder="vae")
+        return AutoencoderKL.from_pretrained(vae)
+    except Exception as error:
+        raise InputError(
+            f"Cannot load the VAE {vae}: {first_line(error)} Give --vae an AutoencoderKL of Stable"
+            " Diffusion, as a hub id, a folder or a .safetensors file."
+        ) from error
+
+
+# ---------------------------------------------------------------------------------------- checks
+
+
+def _check_parts(pipeline: StableDiffusionPipeline, model: str) -> None:
+    """Raise InputError for parts that do not belong together."""
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if not known // 2 < words <= known:  # transformers makes up a tokenizer if files are missing
+        raise InputError(
+            f"Cannot load the model {model}: its tokenizer has {words} tokens and its text"
+            f" encoder {known}. Are its vocabulary files there?"
+        )
+    takes, has = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != has:
+        raise InputError(
+            f"Cannot use the model {model}: its UNet takes {takes} channels and its VAE's latents"
+            f" have {has}. Inpainting and depth models cannot be used."
+        )

@@ -26,11 +26,11 @@ def check_memory(config: SamplingConfig, model: DiffusionModel, *more: Held) -> 
     latent, image = channels * rows * columns, 3 * height * width
     held = [*config.held(), *more]
     needs = {each.setting: each.latents * latent + each.images * image for each in held}
-    # The network's first and last maps of a batch, which in half precision are one of float32.
+    # What the UNet keeps for its last block, of a batch that may be smaller than what is asked for.
     batch = min(config.sample_batch_size, max((each.images for each in held), default=1))
-    guided = 2 if config.guidance_scale > 1 else 1
-    maps = model.pipeline.unet.config.block_out_channels[0] * rows * columns
-    needs["sample_batch_size"] = guided * batch * maps
+    guided, unet = 2 if config.guidance_scale > 1 else 1, model.pipeline.unet.config
+    kept = (unet.layers_per_block + 1) * unet.block_out_channels[0]
+    needs["sample_batch_size"] = guided * batch * kept * rows * columns // 2  # in half precision
     setting, values = max(needs.items(), key=lambda need: need[1])
     need = values * FLOAT // process_state(config.device).num_processes
     if need > (memory := _memory(model.device)):

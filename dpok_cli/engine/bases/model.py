@@ -1,16 +1,17 @@
 """The diffusion model: a Stable Diffusion pipeline, its LoRA adapter, and the frozen reference.
 
-Policy and reference share one UNet: the reference is the UNet with the adapter switched off.
+Policy and reference share their networks: the reference is the model with the adapter switched off.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
+from dpok_cli.engine.bases.schedule import ddim
 from dpok_cli.engine.lora.adapter import Adapter
 
 
@@ -20,13 +21,11 @@ class DiffusionModel:
     def __init__(self, pipeline: StableDiffusionPipeline, height: int = 0, width: int = 0):
         """Wrap a pipeline; ``height`` and ``width`` are in pixels, 0 for the model's own size."""
         self.pipeline = pipeline
-        self.adapter = Adapter(pipeline.unet)
-        self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype)
-        # A scheduler without the key never clipped, while DDIM clips by default. The list of keys
-        # left to their defaults is dropped: it would undo what the pipeline changed in place.
-        scheduler = {"clip_sample": False} | dict(pipeline.scheduler.config)
-        scheduler.pop("_use_default_values", None)
-        self.scheduler = DDIMScheduler.from_config(scheduler)
+        self.adapter = Adapter(
+            "unet", {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+        )
+        self.denoiser = Denoiser(pipeline.unet, pipeline.unet.dtype, self.adapter)
+        self.scheduler = ddim(pipeline.scheduler)
         scale, own = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         self.latent_shape = (
@@ -50,16 +49,24 @@ class DiffusionModel:
         """Return the embeddings of the B prompts and of the negative one."""
         texts = [*prompts, negative_prompt]
         embeds, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
-        return Conditioning(embeds[:-1], embeds[-1:])
+        reference = None
+        if self.adapter.enabled and self.adapter.changes_text:
+            with self.reference():
+                reference = self.encode(prompts, negative_prompt)
+        return Conditioning(embeds[:-1], embeds[-1:], reference)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 8) -> Tensor:
-        """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w)."""
+        """Return images (B, 3, H, W), float32 in [0, 1], from latents (B, C, h, w).
+
+        A value that is not finite is NaN.
+        """
         vae = self.pipeline.vae
         latents = (latents / vae.config.scaling_factor).to(vae.dtype)
         with torch.autocast(self.device.type, enabled=False):
             images = [vae.decode(chunk).sample for chunk in latents.split(batch_size)]
-        return (torch.cat(images).float() / 2 + 0.5).clamp(0, 1)
+        decoded = torch.cat(images).float() / 2 + 0.5
+        return decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor, batch_size: int = 8) -> Tensor:

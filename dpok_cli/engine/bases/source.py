@@ -1,11 +1,21 @@
-"""Where a model's files are, checked before anything heavy is imported."""
+"""Where a model's files are, and of which family it is, before anything heavy is imported."""
 
 import json
+import re
 from pathlib import Path
 
 from dpok_cli import tiny
-from dpok_cli.config import TINY
+from dpok_cli.config import TINY, SamplingConfig
 from dpok_cli.errors import InputError
+
+#: The pipelines that can be used, by the `_class_name` of their model_index.json.
+PIPELINES = ("StableDiffusionPipeline",)
+
+INDEX = "model_index.json"
+ADVICE = (
+    " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, a .safetensors file of"
+    " one, or a hub id that this machine has or can download."
+)
 
 
 def locate(model: str) -> str:
@@ -13,29 +23,147 @@ def locate(model: str) -> str:
     return str(tiny.folder("pipeline")) if model == TINY else model
 
 
-def check_source(model: str) -> None:
-    """Raise InputError for a folder that holds no Stable Diffusion pipeline; hub ids pass."""
+def is_file(model: str) -> bool:
+    """Whether a model or VAE is a single file of weights."""
+    return Path(model).is_file()
+
+
+def check_source(config: SamplingConfig) -> None:
+    """Raise InputError unless model, `model_config` and `vae` can be those of a pipeline.
+
+    Of a hub id, the small model_index.json is downloaded, unless this machine has it.
+    """
+    model = config.model
+    if is_file(model):
+        _check_file(Path(model), "--model")
+        if config.model_config:
+            _check_pipeline(config.model_config, "--model-config")
+    elif config.model_config:
+        raise InputError("--model-config is for a --model that is a file: leave it out.")
+    else:
+        _check_pipeline(model, "--model")
+    if config.vae and is_file(config.vae):
+        _check_suffix(Path(config.vae), "--vae")
+    elif config.vae and not Path(config.vae).exists():
+        _check_id(config.vae, "--vae")
+
+
+def variant(folder: Path) -> str | None:
+    """Return the only variant of weights that a pipeline's folder has, as "fp16"; usually None."""
+    names = [file.name for file in (folder / "unet").glob("diffusion_pytorch_model*")]
+    plain = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)")
+    varied = re.compile(r"diffusion_pytorch_model\.(\w+)(-\d+-of-\d+)?\.(safetensors|bin)")
+    if any(plain.fullmatch(name) for name in names):
+        return None
+    found = [match[1] for name in sorted(names) if (match := varied.fullmatch(name))]
+    return "fp16" if "fp16" in found else next(iter(found), None)
+
+
+def loading_code(config: SamplingConfig) -> str:
+    """Return Python that makes ``pipe`` with diffusers, for the model card."""
+    lines, given = [], ""
+    if config.vae:
+        inside = ', subfolder="vae"' if (Path(config.vae) / INDEX).is_file() else ""
+        lines = [
+            "from diffusers import AutoencoderKL\n",
+            f"vae = AutoencoderKL.{_call(config.vae)}{inside})",
+        ]
+        given = ", vae=vae"
+    if config.model_config:
+        given += f", config={_quoted(config.model_config)}"
+    lines.append(f"pipe = StableDiffusionPipeline.{_call(locate(config.model))}{given})")
+    return "\n".join(lines)
+
+
+def cannot_load(model: str, error: BaseException) -> InputError:
+    """Return the error of a model that a library cannot load, with the library's first line."""
+    return InputError(f"Cannot load the model {model}: {first_line(error)}{ADVICE}")
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:") + "."
+
+
+def _call(source: str) -> str:
+    return f"from_{'single_file' if is_file(source) else 'pretrained'}({_quoted(source)}"
+
+
+def _quoted(source: str) -> str:
+    path = Path(source)
+    return json.dumps(str(path.resolve()) if path.exists() else source, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------------------------------- checks
+
+
+def _check_pipeline(model: str, flag: str) -> None:
+    """Raise InputError unless the folder or hub id is a pipeline of a known family."""
     folder = Path(locate(model))
-    if not folder.exists():
-        if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if folder.exists():
+        index = folder / INDEX
+        if not index.is_file():
             raise InputError(
-                f"There is no model folder {model}. Give --model 'tiny', a folder or a hub id."
+                f"{model} is no diffusers pipeline: it has no {INDEX}. Give {flag} a folder"
+                " that StableDiffusionPipeline.save_pretrained wrote."
             )
-        return
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(
-            f"{model} is no diffusers pipeline: it has no model_index.json. Give --model a folder"
-            " that StableDiffusionPipeline.save_pretrained wrote."
-        )
+    else:
+        _check_id(model, flag)
+        index = _index_of_hub(model)
     try:
         kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{index} cannot be read as a pipeline's index: {error}. Give --model another folder."
+            f"{index} cannot be read as a pipeline's index: {error}. Give {flag} another folder."
         ) from error
-    if kind != "StableDiffusionPipeline":
+    if kind not in PIPELINES:
         raise InputError(
-            f"{model} holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline)"
+            f"{model} holds a {kind}; only Stable Diffusion v1 and v2 ({', '.join(PIPELINES)})"
             " can be used."
+        )
+
+
+def _check_id(model: str, flag: str) -> None:
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        what = "VAE folder or file" if flag == "--vae" else "model folder"
+        tiny_too = "" if flag == "--vae" else "'tiny', "
+        raise InputError(f"There is no {what} {model}. Give {flag} {tiny_too}a folder or a hub id.")
+
+
+def _index_of_hub(model: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, INDEX))
+    except LocalEntryNotFoundError as error:
+        raise cannot_load(model, error) from error
+    except EntryNotFoundError as error:
+        raise InputError(f"{model} is no diffusers pipeline: it has no {INDEX}.{ADVICE}") from error
+    except Exception as error:  # of the network, of the hub's answer, or of the id
+        raise cannot_load(model, error) from error
+
+
+def _check_file(file: Path, flag: str) -> None:
+    """Raise InputError unless a file has the weights of a Stable Diffusion checkpoint."""
+    _check_suffix(file, flag)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            names = list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Give {flag} another file.") from error
+    if not any(name.startswith("model.diffusion_model.") for name in names):
+        raise InputError(
+            f"{file} is no checkpoint of a whole model: it has no weights named"
+            f" model.diffusion_model. Give {flag} another file, or a folder."
+        )
+
+
+def _check_suffix(file: Path, flag: str) -> None:
+    if file.suffix != ".safetensors":
+        raise InputError(
+            f"{file} is not safetensors, the only format of single files that is read. Give {flag}"
+            " another file, a folder or a hub id."
         )

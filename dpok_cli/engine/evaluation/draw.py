@@ -78,8 +78,7 @@ def _draw(
 
 
 def check_models(evaluation: Evaluation) -> None:
-    """Raise InputError if the base model cannot be loaded or has fewer denoising steps than are
-    asked for, or if an adapter does not fit it."""
+    """Raise InputError if a model cannot be loaded, or cannot be drawn from with these settings."""
     for contender in evaluation.contenders:
         Sampler(load(evaluation.config, contender.adapter), evaluation.config)
 

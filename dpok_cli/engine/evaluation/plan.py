@@ -20,8 +20,13 @@ from dpok_cli.prompts.unseen import Unseen, plain, unseen_prompts
 from dpok_cli.rewards.held_out import rewards_for, unweighted
 from dpok_cli.rewards.manager import check_specs
 
+#: The most prompts that a remark names.
+SHOWN = 5
+
 # Left out of settings.json: they change no score.
 _PLACES = {"runs_dir", "device"}
+# Left out if they are empty, so that evaluations of older versions keep their settings.
+_NEWER = {"model_config", "vae"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,11 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the scores depend on, in JSON's types."""
-        config = {key: value for key, value in asdict(self.config).items() if key not in _PLACES}
+        config = {
+            key: value
+            for key, value in asdict(self.config).items()
+            if key not in _PLACES and (value or key not in _NEWER)
+        }
         del config["prompts"], config["rewards"]
         return {
             **config,
@@ -126,6 +135,8 @@ def settle(
             " --unseen-prompts-file."
         )
     remarks = [f"There are no variants of {prompt!r}." for prompt in alone]
+    variants = [text for partners in derived.values() for text in partners.variants]
+    remarks += _merged([*config.prompts, *variants, *extra_prompts])
     prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories)
     if config.rewards:
         rewards = [unweighted(text) for text in config.rewards]
@@ -134,7 +145,7 @@ def settle(
         rewards, left_out = rewards_for(config.model, [each.text for each in prompts], trained)
         remarks += left_out
     check_specs(rewards, tiny=config.model == TINY)
-    check_source(config.model)
+    check_source(config)
     return Evaluation(config, (Contender(BASE), *tuned), prompts, tuple(rewards), tuple(remarks))
 
 
@@ -167,3 +178,22 @@ def arrange_prompts(
     for text in unseen:
         add(text, "seen" if plain(text) in trained else "unseen")
     return tuple(prompts.values())
+
+
+def _merged(texts: Iterable[str]) -> list[str]:
+    """Return a remark on prompts that `arrange_prompts` puts together; none if there are none."""
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(plain(text), []).append(text)
+    parts = []
+    for first, *others in alike.values():
+        parts += [f"{other!r} as {first!r}" for other in dict.fromkeys(others) if other != first]
+        if first in others:
+            parts.append(f"{first!r}, given {1 + others.count(first)} times")
+    if not parts:
+        return []
+    more = [f"{len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
+    return [
+        "Prompts that differ only in case, spaces or a final full stop are evaluated once:"
+        f" {'; '.join([*parts[:SHOWN], *more])}."
+    ]

@@ -1,6 +1,8 @@
 """The adapter's model card, in the form that the hub and diffusers write."""
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from dpok_cli import __version__
 from dpok_cli.config import TrainingConfig, to_toml
@@ -27,8 +29,8 @@ scored by {rewards}.
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{source}")
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample={clip_sample})
+{loading}
+pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{scheduler})
 pipe.load_lora_weights(".", weight_name="{file}")
 image = pipe(
     {prompt},
@@ -46,22 +48,24 @@ image = pipe(
 """
 
 
-def adapter_card(config: TrainingConfig, samples: int, clip_sample: bool, source: str) -> str:
+def adapter_card(
+    config: TrainingConfig, samples: int, loading: str, scheduler: Mapping[str, Any]
+) -> str:
     """Return the card (Markdown) of an adapter that was trained on ``samples`` images so far.
 
-    ``source`` is what ``from_pretrained`` takes for the base model, and ``clip_sample`` whether its
-    scheduler clips x_0.
+    ``loading`` is Python that makes ``pipe`` of the base model, and ``scheduler`` what
+    ``DDIMScheduler.from_config`` needs besides the config of its scheduler.
     """
     return CARD.format(
         base=config.model,
-        source=source,
+        loading=loading,
         prompt=json.dumps(config.prompts[0], ensure_ascii=False),
         prompts="\n".join(f"- {prompt}" for prompt in config.prompts),
         rewards=", ".join(f"`{spec}`" for spec in config.rewards),
         samples=samples,
         method=config.method,
         version=__version__,
-        clip_sample=clip_sample,
+        scheduler="".join(f", {key}={value!r}" for key, value in scheduler.items()),
         file=ADAPTER_FILE,
         steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,

@@ -9,6 +9,7 @@ from dpok_cli.config import TrainingConfig, to_toml
 from dpok_cli.engine.runs.files import dated_folder, remove, write_text
 from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import read_text
 from dpok_cli.strict_json import dumps, numbers
 
 
@@ -23,6 +24,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
+        self.initial_adapter = path / "initial_adapter"  # a copy of init_adapter
         self.samples = path / "samples"
         self.plots = path / "plots"
 
@@ -131,8 +133,8 @@ class RunFolder:
         import tomllib
 
         try:
-            return tomllib.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            return tomllib.loads(read_text(self.config))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_config(self, config: TrainingConfig) -> None:

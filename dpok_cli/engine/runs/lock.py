@@ -40,13 +40,19 @@ def one_writer(folder: Path) -> Iterator[None]:
 def filling(folder: Path, flag: str) -> Iterator[None]:
     """Make a new folder, or take an empty one, and hold its lock.
 
-    Raises InputError, which names ``flag``, if it has files already or cannot be made.
+    If the block raises before it has written anything, the folder is removed. Raises InputError,
+    which names ``flag``, if it has files already or cannot be made.
     """
     check_free(folder, flag)
     make_folder(folder, flag)
-    with one_writer(folder):
-        check_free(folder, flag)  # another may have filled it meanwhile
-        yield
+    try:
+        with one_writer(folder):
+            check_free(folder, flag)  # another may have filled it meanwhile
+            yield
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()  # only an empty one can be removed
+        raise
 
 
 def check_free(folder: Path, flag: str) -> None:

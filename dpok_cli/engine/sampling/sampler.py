@@ -14,7 +14,7 @@ from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.step import Denoising, Gaussian
-from dpok_cli.errors import NotFiniteError, StopRequested
+from dpok_cli.errors import NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Sampler:
         """Take the settings of ``config``: steps, eta, guidance, batch size and negative prompt.
 
         ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Once
-        ``stop()`` is true, drawing raises StopRequested before the next denoising step.
+        ``stop()`` is true, drawing ends with StopRequested, between two layers of the network.
+        Raises InputError for steps that the model's schedule cannot give.
         """
         self.model, self.config, self.stop = model, config, stop
         self.denoiser = denoiser or model.denoiser
@@ -94,14 +95,13 @@ class Sampler:
         latents = self._noise(own)  # with start_seeds too, so that the steps' noise is the seed's
         if start_seeds is not None:
             latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])
-        for index, std in enumerate(self.denoising.std.tolist()):
-            if self.stop():
-                raise StopRequested
-            step = torch.full((len(latents),), index, device=latents.device)
-            policy = self.policy(latents, step, conditioning)
-            drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean
-            yield Step(latents, policy, drawn)
-            latents = drawn
+        with self.denoiser.stopping(self.stop):
+            for index, std in enumerate(self.denoising.std.tolist()):
+                step = torch.full((len(latents),), index, device=latents.device)
+                policy = self.policy(latents, step, conditioning)
+                drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean
+                yield Step(latents, policy, drawn)
+                latents = drawn
 
     @torch.no_grad()
     def latents(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:
@@ -115,7 +115,7 @@ class Sampler:
         Raises NotFiniteError if a value is NaN or infinite.
         """
         images = self.model.decode(latents)
-        if not images.isfinite().all():
+        if not (latents.isfinite().all() and images.isfinite().all()):
             raise NotFiniteError(
                 "The images are not finite. Use --precision fp32, or train with a lower"
                 " --learning-rate."

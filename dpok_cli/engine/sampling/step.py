@@ -60,18 +60,25 @@ class Denoising:
     ) -> "Denoising":
         """Take the steps of a diffusers scheduler; leaves the scheduler's own state alone.
 
-        Raises InputError for more steps than the model was trained for.
+        Raises InputError for more steps than the schedule can give, and for a noise prediction at a
+        timestep of pure noise, from which it does not tell x_0.
         """
         trained = scheduler.config.num_train_timesteps
-        if num_inference_steps > trained:
+        timesteps = _timesteps(scheduler, num_inference_steps)
+        if timesteps is None:
+            fewer = range(min(num_inference_steps, trained), 0, -1)
+            most = next(n for n in fewer if _timesteps(scheduler, n) is not None)
             raise InputError(
-                f"num_inference_steps = {num_inference_steps}: this model has {trained} at most."
+                f"num_inference_steps = {num_inference_steps}: this model has {most} at most."
             )
-        scheduler = copy.deepcopy(scheduler)
-        scheduler.set_timesteps(num_inference_steps)
-        timesteps = scheduler.timesteps.long()
         previous = timesteps - trained // num_inference_steps
         alpha_bar = scheduler.alphas_cumprod[timesteps]
+        if scheduler.config.prediction_type == "epsilon" and not alpha_bar.all():
+            raise InputError(
+                "The model predicts noise, and its schedule has a step of pure noise (zero terminal"
+                " SNR), where that says nothing of the image. Its scheduler_config.json needs"
+                ' another prediction_type, or "rescale_betas_zero_snr": false.'
+            )
         alpha_bar_prev = torch.where(
             previous >= 0,
             scheduler.alphas_cumprod[previous.clamp(min=0)],
@@ -120,6 +127,17 @@ class Denoising:
             x_0 = x_0.clamp(-self.clip_range, self.clip_range)
         direction = (1 - alpha_bar_prev - std**2).clamp(min=0).sqrt() * epsilon
         return Gaussian(output, alpha_bar_prev.sqrt() * x_0 + direction, std)
+
+
+def _timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> Tensor | None:
+    """Return the timesteps of K steps, long (K,), or None if the schedule has not so many."""
+    scheduler, trained = copy.deepcopy(scheduler), scheduler.config.num_train_timesteps
+    if num_inference_steps > trained:
+        return None
+    scheduler.set_timesteps(num_inference_steps)
+    timesteps = scheduler.timesteps.long()
+    inside = bool(((timesteps >= 0) & (timesteps < trained)).all())
+    return timesteps if inside and bool((timesteps.diff() < 0).all()) else None
 
 
 def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:

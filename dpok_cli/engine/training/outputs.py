@@ -1,6 +1,7 @@
 """What a run leaves for people and other tools: metrics, sample grids, the adapter and its card."""
 
-from dpok_cli.engine.bases.source import locate
+from dpok_cli.engine.bases.schedule import ddim_arguments
+from dpok_cli.engine.bases.source import loading_code
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.sampling.pictures import grid
@@ -65,8 +66,8 @@ class Outputs:
         if not self.run:
             return
         self.model.adapter.save(self.run.adapter)
-        clip_sample = self.model.scheduler.config.clip_sample
-        card = adapter_card(self.config, samples, clip_sample, locate(self.config.model))
+        scheduler = ddim_arguments(self.model.pipeline.scheduler)
+        card = adapter_card(self.config, samples, loading_code(self.config), scheduler)
         write_text(self.run.adapter / "README.md", card)
 
     def close(self) -> None:

@@ -46,13 +46,13 @@ class Session:
             log_with=config.tracker if run and config.tracker else None,
             project_dir=run.path if run else None,
         )
-        model.adapter.start(config, with_init_adapter=not (run and run.has_checkpoints()))
+        model.adapter.start(config, run)
         network = model.pipeline.unet
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         prepared = self.accelerator.prepare(network)
         #: The denoiser that is trained; it counts the evaluations of training alone.
-        self.denoiser = Denoiser(prepared, model.denoiser.dtype)
+        self.denoiser = Denoiser(prepared, model.denoiser.dtype, model.adapter)
         self.sampler = self.sampler_with(self.denoiser)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
@@ -62,6 +62,9 @@ class Session:
         if self.run:
             lock = partial(one_writer, self.run.path)
             self._lock.enter_context(on_main(lock, self.accelerator))
+            if self.config.init_adapter and self.is_main and not self.run.has_checkpoints():
+                # A resume needs its layers, and those of its text encoder.
+                self.model.adapter.save(self.run.initial_adapter)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,25 +9,32 @@ from typing import Self
 #: SIGHUP comes when the terminal closes or ssh drops; Windows has none.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
+BROKEN_PIPE = 13  # SIGPIPE, which Windows does not have
+
 
 class Stop:
     """Within ``with Stop() as stop``, a signal requests a stop; a second one interrupts at once.
 
     The loops ask ``requested`` between batches, write a checkpoint and end. ``tell`` is called at
-    the first signal, in a thread, so that the user sees that it arrived.
+    the first signal, in a thread, so that the user sees that it arrived. ``reader_is_gone()`` says
+    whether the program that read the log has ended, which requests a stop as well.
     """
 
-    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
-        self.signal, self.tell = 0, tell
+    def __init__(
+        self,
+        tell: Callable[[], None] = lambda: None,
+        reader_is_gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.signal, self.tell, self.reader_is_gone = 0, tell, reader_is_gone
 
     def requested(self) -> bool:
-        """Return whether a signal has come."""
-        return self.signal != 0
+        """Return whether to stop."""
+        return self.signal != 0 or self.reader_is_gone()
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a program that the signal ended: 130, 143 or 129."""
-        return 128 + self.signal
+        """The exit code of a program that the signal ended: 130, 143 or 129; 141 by SIGPIPE."""
+        return 128 + (self.signal or BROKEN_PIPE)
 
     def __enter__(self) -> Self:
         # What nohup makes a program ignore stays ignored.

@@ -7,9 +7,21 @@ import sys
 import pytest
 
 from dpok_cli import tiny
-from dpok_cli.engine.bases.source import check_source, locate
+from dpok_cli.config import SampleConfig
+from dpok_cli.engine.bases.source import check_source, loading_code, locate, variant
 from dpok_cli.engine.lora.files import ADAPTER_FILE, check_adapter
 from dpok_cli.errors import InputError
+
+
+def check(model, **given):
+    check_source(SampleConfig(model=str(model), **given))
+
+
+def refused(model, **given):
+    with pytest.raises(InputError) as raised:
+        check(model, **given)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
 
 
 def index(folder, **contents):
@@ -18,47 +30,142 @@ def index(folder, **contents):
     return str(folder)
 
 
+@pytest.fixture
+def on_this_machine(tmp_path, monkeypatch):
+    """Puts files of a hub id into a hub cache: ``on_this_machine(hub_id, name=text)``."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def put(hub_id, **contents):
+        folder = tmp_path / "hub" / f"models--{hub_id.replace('/', '--')}"
+        snapshot = folder / "snapshots" / ("0" * 40)
+        snapshot.mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs/main").write_text("0" * 40)
+        index(snapshot, **contents)
+
+    return put
+
+
 def test_where_models_are():
     assert locate("tiny") == str(tiny.folder("pipeline"))
     assert locate("some/model") == "some/model"
 
 
-def test_hub_ids_and_pipelines_pass(tmp_path):
-    check_source("stable-diffusion-v1-5/stable-diffusion-v1-5")
-    check_source(index(tmp_path, _class_name="StableDiffusionPipeline"))
+def test_pipelines_pass(tmp_path, pipeline_folder):
+    check("tiny")
+    check(pipeline_folder)
+    check(index(tmp_path, _class_name="StableDiffusionPipeline"))
+
+
+def test_hub_ids_pass_by_their_index(on_this_machine):
+    on_this_machine("some/model", _class_name="StableDiffusionPipeline")
+    check("some/model")
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline"])
+def test_hub_ids_of_other_families_are_refused_by_their_class(on_this_machine, kind):
+    on_this_machine("some/model", _class_name=kind)
+    assert refused("some/model") == (
+        f"some/model holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline) can"
+        " be used."
+    )
+
+
+def test_a_hub_id_that_is_not_here_is_refused(on_this_machine):
+    said = refused("nobody/no-such-model")
+    assert said.startswith("Cannot load the model nobody/no-such-model: ")
+    assert said.endswith("or a hub id that this machine has or can download.")
 
 
 @pytest.mark.parametrize("model", ["./nowhere", "/no/where", "../no", "nowhere", "a/b/c", "~/no"])
 def test_a_folder_that_is_not_there_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as raised:
-        check_source(model)
-    assert str(raised.value) == (
+    assert refused(model) == (
         f"There is no model folder {model}. Give --model 'tiny', a folder or a hub id."
+    )
+    assert refused("tiny", vae=model) == (
+        f"There is no VAE folder or file {model}. Give --vae a folder or a hub id."
     )
 
 
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(InputError, match="is no diffusers pipeline: it has no model_index.json"):
-        check_source(str(tmp_path))
+    assert "is no diffusers pipeline: it has no model_index.json" in refused(tmp_path)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, least_lora):
     file = tmp_path / "model.safetensors"
     file.write_text("")
-    with pytest.raises(InputError, match="model.safetensors is no diffusers pipeline"):
-        check_source(str(file))
+    assert "model.safetensors cannot be read: " in refused(file)
+    file.write_bytes(least_lora)
+    assert "model.safetensors is no checkpoint of a whole model: " in refused(file)
+    pickle = tmp_path / "model.ckpt"
+    pickle.write_text("")
+    assert "model.ckpt is not safetensors, the only format of single files" in refused(pickle)
+    assert "Give --vae another file" in refused("tiny", vae=str(pickle))
+
+
+def test_the_configuration_is_for_a_file(tmp_path, pipeline_folder):
+    assert refused(pipeline_folder, model_config=str(pipeline_folder)) == (
+        "--model-config is for a --model that is a file: leave it out."
+    )
+    file = tmp_path / "model.safetensors"
+    header = b'{"model.diffusion_model.a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    check(file, model_config=str(pipeline_folder))
+    assert "Give --model-config a folder that" in refused(file, model_config=str(tmp_path))
+    other = index(tmp_path / "xl", _class_name="StableDiffusionXLPipeline")
+    assert "xl holds a StableDiffusionXLPipeline" in refused(file, model_config=other)
 
 
 def test_another_pipeline_is_refused_by_its_name(tmp_path):
     folder = index(tmp_path, _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(InputError, match="holds a StableDiffusionXLPipeline; only Stable"):
-        check_source(folder)
+    assert "holds a StableDiffusionXLPipeline; only Stable" in refused(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", "\udcff"])
 def test_an_index_that_cannot_be_read_is_refused(tmp_path, text):
     file = tmp_path / "model_index.json"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(InputError, match="model_index.json cannot be read as a pipeline's index"):
-        check_source(str(tmp_path))
+    assert "model_index.json cannot be read as a pipeline's index" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["diffusion_pytorch_model.safetensors"], None),
+        (["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"], None),
+        (["diffusion_pytorch_model.fp16.safetensors"], "fp16"),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["diffusion_pytorch_model-00001-of-00002.safetensors"], None),
+        (["diffusion_pytorch_model.bf16.safetensors"], "bf16"),
+        (
+            ["diffusion_pytorch_model.bf16.safetensors", "diffusion_pytorch_model.fp16.bin"],
+            "fp16",
+        ),
+        ([], None),
+    ],
+)
+def test_the_only_variant_of_a_folder(tmp_path, names, expected):
+    (tmp_path / "unet").mkdir()
+    for name in names:
+        (tmp_path / "unet" / name).write_text("")
+    assert variant(tmp_path) == expected
+
+
+def test_the_code_that_loads_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.safetensors").write_text("")
+    code = loading_code(SampleConfig(model="my.safetensors", model_config="a/b", vae="c/d"))
+    assert code.splitlines() == [
+        "from diffusers import AutoencoderKL",
+        "",
+        'vae = AutoencoderKL.from_pretrained("c/d")',
+        f'pipe = StableDiffusionPipeline.from_single_file("{tmp_path}/my.safetensors", vae=vae,'
+        ' config="a/b")',
+    ]
+    assert loading_code(SampleConfig(model="a/b")) == (
+        'pipe = StableDiffusionPipeline.from_pretrained("a/b")'
+    )
 
 
 def test_adapters_are_safetensors(tmp_path, least_lora):

@@ -16,7 +16,7 @@ from dpok_cli.engine.sampling.sampler import Sampler
 
 def test_what_the_card_says(make_config, tmp_path):
     config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
-    card = adapter_card(config, 1234, clip_sample=False, source=config.model)
+    card = adapter_card(config, 1234, "pipe = 1", {"clip_sample": False})
     _, head, text = card.split("---\n", 2)
     assert f"base_model: {config.model}\n" in head
     assert "library_name: diffusers\n" in head

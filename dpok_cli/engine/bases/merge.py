@@ -1,0 +1,24 @@
+"""A model with its adapter merged into the weights, as a pipeline of its own."""
+
+from pathlib import Path
+
+import torch
+
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.runs.files import replacing
+
+
+def write_merged(model: DiffusionModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a pipeline folder that draws without an adapter what ``model`` draws with it.
+
+    ``dtype`` is by default that of the weights. The model has no adapter afterwards.
+    """
+    pipeline = model.pipeline
+    networks = [name for name in model.adapter.weights() if hasattr(pipeline, name)]
+    pipeline.fuse_lora(components=networks, safe_fusing=True)
+    pipeline.unload_lora_weights()
+    if dtype:
+        pipeline.to(dtype)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(folder) as temporary:
+        pipeline.save_pretrained(temporary)
