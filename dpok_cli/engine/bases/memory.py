@@ -29,7 +29,9 @@ def check_memory(config: SamplingConfig, model: DiffusionModel, *more: Held) -> 
     # What the UNet keeps for its last block, of a batch that may be smaller than what is asked for.
     batch = min(config.sample_batch_size, max((each.images for each in held), default=1))
     guided, unet = 2 if config.guidance_scale > 1 else 1, model.pipeline.unet.config
-    kept = (unet.layers_per_block + 1) * unet.block_out_channels[0]
+    layers = unet.layers_per_block
+    layers = layers if isinstance(layers, int) else layers[0]
+    kept = (layers + 1) * unet.block_out_channels[0]
     needs["sample_batch_size"] = guided * batch * kept * rows * columns // 2  # in half precision
     setting, values = max(needs.items(), key=lambda need: need[1])
     need = values * FLOAT // process_state(config.device).num_processes
