@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.config import EvaluateConfig
+from dpok_cli.config.fields import typed
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.errors import InputError
@@ -56,9 +58,10 @@ class EvaluationFolder:
             ) from error
         for key in sorted(old.keys() | settings.keys()):
             if old.get(key) != settings.get(key):
+                there = typed(key, EvaluateConfig, _short(old.get(key)))
                 raise InputError(
-                    f"{path} was made with other settings: {key} = {_short(old.get(key))}"
-                    f" there, {_short(settings.get(key))} now. Give another --output."
+                    f"{path} was made with other settings: {there} there,"
+                    f" {_short(settings.get(key))} now. Give another --output."
                 )
         return folder
 

@@ -65,7 +65,7 @@ class Denoising:
         trained = scheduler.config.num_train_timesteps
         if num_inference_steps > trained:
             raise InputError(
-                f"num_inference_steps = {num_inference_steps}: this model has {trained} at most."
+                f"--num-inference-steps {num_inference_steps}: this model has {trained} at most."
             )
         scheduler = copy.deepcopy(scheduler)
         scheduler.set_timesteps(num_inference_steps)
