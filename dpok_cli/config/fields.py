@@ -26,6 +26,9 @@ Panel = Literal[
     "Run",
 ]
 
+#: Of settings whose flag, which is repeated, has another name.
+FLAGS = {"prompts": "prompt", "rewards": "reward"}
+
 T = TypeVar("T")
 
 
@@ -97,11 +100,27 @@ def settings_of(kind: type) -> dict[str, Setting]:
     return {each.name: each.metadata["setting"] for each in fields(kind)}
 
 
+def flag(name: str) -> str:
+    """Return the flag of a setting, for messages; ``name`` is its field's, or the flag's own."""
+    return "--" + FLAGS.get(name, name).replace("_", "-")
+
+
+def typed(key: str, kind: type, value: str) -> str:
+    """Return an entry of a settings file as the user types it: as a flag, if it has one."""
+    return f"{flag(key)} {value}" if key in settings_of(kind) else f"{key} = {value}"
+
+
+def shown(value: object) -> str:
+    """Write a setting's value for a message; several are separated by commas."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(repr, value)) or "none"
+    return repr(value)
+
+
 def must(holds: bool, name: str, value: object, what: str) -> None:
     """Raise InputError unless a condition holds; ``what`` completes "must be ..."."""
     if not holds:
-        shown = list(value) if isinstance(value, tuple) else value
-        raise InputError(f"{name} = {shown!r}: must be {what}.")
+        raise InputError(f"{flag(name)} {shown(value)}: must be {what}.")
 
 
 @dataclass(frozen=True)
@@ -119,11 +138,12 @@ class BaseConfig:
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
         for name, known in settings_of(type(self)).items():
-            value = _of_type(name, getattr(self, name), types[name])
+            typed = known.flag or name
+            value = _of_type(typed, getattr(self, name), types[name])
             object.__setattr__(self, name, value)
             if known.rule:
                 for one in value if known.rule.each else (value,):
-                    must(known.rule.holds(one), name, one, known.rule.text)
+                    must(known.rule.holds(one), typed, one, known.rule.text)
         for part in reversed(type(self).__mro__):
             if check := vars(part).get("check"):
                 check(self, self)
@@ -146,7 +166,7 @@ def _of_type(name: str, value: Any, kind: Any) -> Any:
         choices = typing.get_args(kind)
         if value not in choices:
             advice = suggest(str(value), filter(None, choices))
-            raise InputError(f"{name} = {value!r}: no such choice.{advice}")
+            raise InputError(f"{flag(name)} {value!r}: no such choice.{advice}")
     elif typing.get_origin(kind) is tuple:
         texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
         must(texts, name, value, "a list of strings")

@@ -12,7 +12,7 @@ import typer
 
 from dpok_cli import config
 from dpok_cli.config import TINY, Config, SamplingConfig
-from dpok_cli.config.fields import Panel, Setting, settings_of
+from dpok_cli.config.fields import Panel, Setting, flag, settings_of, shown
 from dpok_cli.config.sources import preset_values
 from dpok_cli.errors import InputError
 from dpok_cli.prompts.files import PromptFile
@@ -142,9 +142,9 @@ def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Conf
         old, new = getattr(settings, key), getattr(changed, key)
         if key not in (*free, *product) and new != old:
             raise InputError(
-                f"{key} = {new!r}: it is {old!r} in {config_file}, and cannot change when a run is"
-                f" resumed; only {', '.join(free)} can, and {' and '.join(_PRODUCT)} if their"
-                f" product stays {prod(sizes[0])}."
+                f"{flag(key)} {shown(new)}: it is {shown(old)} in {config_file}, and cannot change"
+                f" when a run is resumed; only {', '.join(map(flag, free))} can, and"
+                f" {' and '.join(map(flag, _PRODUCT))} if their product stays {prod(sizes[0])}."
             )
     return changed
 

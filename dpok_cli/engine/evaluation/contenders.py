@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpok_cli.config import sampling_settings
+from dpok_cli.config.fields import flag, shown
 from dpok_cli.engine.lora.files import ADAPTER_FILE, adapter_file, check_adapter
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.errors import InputError
@@ -93,9 +94,9 @@ def shared_settings(contenders: Iterable[Contender], given: Iterable[str]) -> di
         for key in sorted((shared.keys() | theirs.keys()) - _MAY_DIFFER - set(given)):
             if shared.get(key) != theirs.get(key):
                 raise InputError(
-                    f"{first.name} and {other.name} have different sampler settings: {key} ="
-                    f" {shared.get(key)!r} and {theirs.get(key)!r}. Compare runs with the same"
-                    f" settings, or give --{key.replace('_', '-')}."
+                    f"{first.name} and {other.name} have different sampler settings: {flag(key)}"
+                    f" {shown(shared.get(key))} and {shown(theirs.get(key))}. Compare runs with the"
+                    f" same settings, or give {flag(key)}."
                 )
     prompts = [prompt for run in runs for prompt in run.trained_prompts]
     return shared | {"prompts": tuple(dict.fromkeys(prompts))}
