@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: docs install test test-fast lint browser demo parity clean chaos
+.PHONY: docs install test test-fast lint browser demo parity clean chaos dist soak
 
 install: .venv/.installed
 
@@ -60,3 +60,23 @@ clean:
 # Kills fifty runs at random moments, resumes them, and compares what they leave. Not in CI.
 chaos: install
 	DPOK_CHAOS=50 $(BIN)/python -m pytest -q -s tests/test_chaos.py
+
+# Runs random commands for half an hour (DPOK_SOAK seconds), and checks what must hold after each.
+# SEED=NUMBER repeats the commands of another time. Not in CI.
+soak: SEED ?= $(shell date +%s)
+soak: export DPOK_SOAK ?= 1800
+soak: install
+	DPOK_SOAK_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/soak
+
+# Makes sdist and wheel from the last commit, and tries them in a new environment. Not in CI.
+dist: DIST := build/dist
+dist: install
+	git diff --quiet HEAD || echo 'Uncommitted changes are left out.'
+	rm -rf $(DIST) && mkdir -p $(DIST)
+	git archive --prefix=source/ --output=$(DIST)/source.tar HEAD
+	tar -xf $(DIST)/source.tar -C $(DIST)
+	$(BIN)/python -m build -q --outdir $(DIST) $(DIST)/source  # the wheel is built from the sdist
+	$(PYTHON) -m venv $(DIST)/venv
+	$(DIST)/venv/bin/python -m pip install -q -c constraints.txt $(DIST)/dpok-*.whl \
+		$(DIST)/source/examples/dpok-reward-sharpness
+	DPOK_DIST=$(DIST) $(BIN)/python -m pytest -q tests/test_dist.py

@@ -19,6 +19,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from dpok_cli.strict_json import dumps
+
 RABBIT = ["--prompt", "a green colored rabbit"]
 SMALL = "--samples-per-round 8 --batch-size 20 --evaluation-samples 4 --sample-count 4".split()
 IMAGES = "--images 16 --steps 12 --batch-size 8 --evaluation-samples 4 --sample-count 4".split()
@@ -114,7 +116,7 @@ def weights(file: Path) -> str:
 
 
 def digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(file: Path) -> str:
@@ -132,7 +134,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found = fingerprints(folder)
     if options.write:
-        options.write.write_text(json.dumps(found, indent=2) + "\n")
+        options.write.write_text(dumps(found, indent=2) + "\n")
     before = json.loads(options.compare.read_text()) if options.compare else found
     other = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
     for name in sorted(other):

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from dpok_cli.engine.rl.settings import TrainRLConfig
+from dpok_cli.strict_json import dumps, numbers
 
 PROMPTS = (
     "A green colored rabbit.",
@@ -50,7 +51,7 @@ def main() -> None:
                 results.append({"method": method, "prompt": prompt, "seed": seed} | summary)
     table = markdown(results, images, given.evaluation_samples)
     (given.output / "table.md").write_text(table, encoding="utf-8")
-    (given.output / "table.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    (given.output / "table.json").write_text(dumps(results, indent=2), encoding="utf-8")
     print(table)
 
 
@@ -70,7 +71,7 @@ def train(
         print(name, file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return {side: summary[side] for side in ("before", "after")}
+    return {side: numbers(summary[side]) for side in ("before", "after")}
 
 
 def markdown(results: list[dict], images: int, evaluation_samples: int) -> str:

@@ -19,8 +19,9 @@ from dpok_cli.commands import (
     train_rl,
     train_sft,
 )
-from dpok_cli.display.console import out, say
-from dpok_cli.errors import DpokError
+from dpok_cli.display.console import divert_stdout, out, results_alone, say
+from dpok_cli.errors import DpokError, InputError
+from dpok_cli.inputs import is_unicode
 
 app = typer.Typer(
     add_completion=False,
@@ -28,13 +29,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train-rl")(train_rl.train_rl)
-app.command("train-sft")(train_sft.train_sft)
-app.command("sample")(sample.sample)
-app.command("evaluate")(evaluate.evaluate)
-app.command("export")(export.export)
+app.command("train-rl")(results_alone()(train_rl.train_rl))
+app.command("train-sft")(results_alone()(train_sft.train_sft))
+app.command("sample")(results_alone()(sample.sample))
+app.command("evaluate")(results_alone()(evaluate.evaluate))
+app.command("export")(results_alone()(export.export))
 app.add_typer(rewards.app, name="rewards")
-app.command("serve-reward")(serve_reward.serve_reward)
+app.command("serve-reward")(results_alone()(serve_reward.serve_reward))
 
 
 #: Errors of the system for a path that is invalid or not permitted, and so is bad input.
@@ -73,6 +74,9 @@ def run(arguments: Sequence[str]) -> int:
     the traceback comes before the line.
     """
     try:
+        for argument in arguments:
+            if not is_unicode(argument):
+                raise InputError(f"{argument!r} is not UTF-8: type it so, or rename the file.")
         return app(list(arguments), prog_name="dpok", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return 130
@@ -110,4 +114,10 @@ def main() -> None:
     # These libraries' warnings are for developers; the user's own setting of a variable is kept.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()
+            divert_stdout()  # what native code has in its buffers is written at the very end
+    sys.exit(code)

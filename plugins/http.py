@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from threading import Event
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Statuses of a server that is starting, stopping or busy; the request is repeated.
 PASSING = (429, 502, 503, 504)
+#: The status of a request that is larger than the server accepts.
+TOO_LARGE = 413
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
 
 
@@ -39,7 +42,8 @@ class Http(RewardModel):
         """Requests to ``url``: ``batch`` images per request, ``in_flight`` requests at a time.
 
         A request may take ``timeout`` seconds. A failed request is repeated with growing pauses,
-        for up to ``retry`` seconds after its first failure.
+        for up to ``retry`` seconds after its first failure. One that is too large for the server
+        is sent in halves.
         """
 
         url: str
@@ -62,6 +66,7 @@ class Http(RewardModel):
     def __init__(self, options: Any = None, device: str | torch.device = "cpu"):
         super().__init__(options, device)
         self._stop = Event()  # of the running score
+        self._batch = self.options.batch  # images in a request; fewer once one was too large
 
     def stop(self) -> None:
         """Stop repeating failed requests; the score fails with the next failure."""
@@ -71,8 +76,8 @@ class Http(RewardModel):
         import torch
 
         self._stop = stop = Event()
-        starts = range(0, len(prompts), self.options.batch)
-        chunks = [slice(start, start + self.options.batch) for start in starts]
+        batch = self._batch
+        chunks = [slice(start, start + batch) for start in range(0, len(prompts), batch)]
         with ThreadPoolExecutor(self.options.in_flight) as pool:
             answers = [
                 pool.submit(self._ask, images[chunk], prompts[chunk], stop) for chunk in chunks
@@ -88,15 +93,27 @@ class Http(RewardModel):
         return torch.tensor(scores, dtype=torch.float32)
 
     def _ask(self, images: Tensor, prompts: list[str], stop: Event) -> list[float]:
-        """Send one request until it is answered; raises ``RewardError`` if it never is."""
+        """Return the scores; images that are too large for one request are sent in halves."""
         from dpok_cli.rewards.wire import pack
 
-        body, pause, deadline = pack(images, prompts), FIRST_PAUSE, None
+        status, answer = self._answer(pack(images, prompts), stop)
+        if status == TOO_LARGE and len(prompts) > 1:
+            half = -(-len(prompts) // 2)
+            self._batch = min(self._batch, half)
+            parts = slice(half), slice(half, None)
+            return [
+                score for part in parts for score in self._ask(images[part], prompts[part], stop)
+            ]
+        return self._scores(status, answer, len(prompts))
+
+    def _answer(self, body: bytes, stop: Event) -> tuple[int, bytes]:
+        """Send one request until it is answered; raises ``RewardError`` if it never is."""
+        pause, deadline = FIRST_PAUSE, None
         while True:
             try:
                 status, answer = self._post(body)
                 if status not in PASSING:
-                    return self._scores(status, answer, len(prompts))
+                    return status, answer
                 why = f"answered {status}"
             except (OSError, HTTPException) as error:
                 why = f"{type(error).__name__}: {error}"
@@ -116,7 +133,9 @@ class Http(RewardModel):
         connection = kind(parts.hostname, parts.port, timeout=self.options.timeout)
         try:
             headers = {"Content-Type": "application/json"}
-            connection.request("POST", f"{parts.path.rstrip('/')}/score", body, headers)
+            # A server that refuses a request may answer before it has read all of it.
+            with suppress(BrokenPipeError, ConnectionResetError, ConnectionAbortedError):
+                connection.request("POST", f"{parts.path.rstrip('/')}/score", body, headers)
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -130,9 +149,10 @@ class Http(RewardModel):
         if not isinstance(answer, dict):
             answer = {}
         if status != 200:
-            raise RewardError(
-                f"{self.options.url} answered {status}: {answer.get('error', 'no reason given')}"
-            )
+            reason = answer.get("error", "no reason given")
+            alone = "; the request is a single image, so raise the server's limit"
+            advice = alone if status == TOO_LARGE else ""
+            raise RewardError(f"{self.options.url} answered {status}: {reason}{advice}")
         scores = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != count:
             raise RewardError(f"{self.options.url} did not return a list of {count} scores")

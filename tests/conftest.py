@@ -101,14 +101,15 @@ def install(tmp_path_factory, monkeypatch):
     """Install reward plugins as packages leave them, until the test is over.
 
     ``install(Reward, ..., package=..., version=...)`` offers these classes; with ``source`` the
-    package's module is that text instead. ``dpok`` finds them through their entry points.
+    package's module is that text instead. ``dpok`` finds them through their entry points. Returns
+    the folder that a process of its own needs in its PYTHONPATH.
     """
     from dpok_cli import hookimpl
     from dpok_cli.rewards.manager import registry
 
     monkeypatch.delenv("DPOK_PLUGINS", raising=False)
 
-    def install(*rewards: type, package="dpok-test", version="1", source="") -> None:
+    def install(*rewards: type, package="dpok-test", version="1", source="") -> Path:
         name = f"plugin_of_{package.replace('-', '_')}"
         site = tmp_path_factory.mktemp("site")
         if source:
@@ -130,6 +131,7 @@ def install(tmp_path_factory, monkeypatch):
         (info / "entry_points.txt").write_text(f"[dpok]\nplugin = {name}\n")
         monkeypatch.syspath_prepend(site)
         registry.cache_clear()
+        return site
 
     yield install
     registry.cache_clear()
@@ -169,8 +171,8 @@ def plant(tmp_path):
 
     from dpok_cli.config import EvaluateConfig
     from dpok_cli.engine.evaluation.contenders import BASE, Contender
-    from dpok_cli.engine.evaluation.folder import EvaluationFolder
     from dpok_cli.engine.evaluation.plan import Evaluation, Prompt
+    from support.evaluations import open_folder
 
     a_prompt = Prompt("a red cat", "seen", "colour")
 
@@ -200,7 +202,7 @@ def plant(tmp_path):
             resamples=500,
         )
         evaluation = Evaluation(config, tuple(contenders), tuple(prompts), tuple(rewards))
-        folder = EvaluationFolder.open(tmp_path / "evaluation", evaluation)
+        folder = open_folder(tmp_path / "evaluation", evaluation)
         first = evaluation.seeds[0]
         for contender in contenders:
             for batch in evaluation.batches():

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 #: its own folder and from the folders in it; a folder in a package is a line of its own.
 LAYERS = """
 errors
+strict_json
+inputs
 allocator
 tiny
 prompts

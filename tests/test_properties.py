@@ -12,7 +12,7 @@ from dpok_cli.config import EvaluateConfig, SampleConfig, TrainSFTConfig, preset
 from dpok_cli.config.flags import parse_seeds
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
-from dpok_cli.prompts.files import read_prompts
+from dpok_cli.prompts.files import PromptFile
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
 
@@ -164,7 +164,7 @@ def test_whatever_a_file_holds_is_read_or_refused(tmp_path, content):
     for name in ("prompts.txt", "prompts.json"):
         file = tmp_path / name
         file.write_bytes(content)
-        prompts, refused = read(read_prompts, file)
+        prompts, refused = read(PromptFile(file).prompts)
         assert str(file) in refused if refused else all(isinstance(each, str) for each in prompts)
 
 

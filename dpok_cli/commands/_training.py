@@ -2,10 +2,10 @@
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import typer
 
@@ -17,6 +17,7 @@ from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
 
 if TYPE_CHECKING:
+    from dpok_cli.engine.distributed import Ranks
     from dpok_cli.engine.runs.folder import RunFolder
     from dpok_cli.engine.training.stop import Stop
     from dpok_cli.rewards.combined import WeightedReward
@@ -70,7 +71,10 @@ def print_settings(settings: TrainingConfig) -> None:
 
 
 class Job:
-    """One training, from checked settings to a report."""
+    """One training, from checked settings to a report: ``with Job(...) as job``.
+
+    Within the block it is the only writer of its run.
+    """
 
     def __init__(self, settings: TrainingConfig, run: "RunFolder | None", quiet: bool):
         """Do the checks that need no torch; ``run`` is a run to resume."""
@@ -91,6 +95,13 @@ class Job:
         if settings.init_adapter and not self.resumed:
             check_adapter(Path(settings.init_adapter), "--init-adapter")
         self.settings, self.existing, self.quiet = settings, run, quiet
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def load(self, *lines: str) -> None:
         """Load model and rewards, then make the run folder; ``lines`` are printed before."""
@@ -107,6 +118,8 @@ class Job:
         if not self.quiet:
             for line in (*filter(None, lines[:1]), *registry().left_out(), *lines[1:]):
                 console.say(line)
+        if self.existing:
+            self._hold(self.existing, state)
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
@@ -114,7 +127,11 @@ class Job:
             self.model.adapter.start(settings, self.existing)
             self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
             self.reward.prepare()
-        self.run = self.existing or run_on_main(lambda: RunFolder.create(settings), state)
+        if self.existing:
+            self.run = self.existing
+        else:
+            self.run = run_on_main(lambda: RunFolder.create(settings), state)
+            self._hold(self.run, state)
         self.resume = f"dpok {settings.command} --resume {quoted(self.run)}"
 
     @contextmanager
@@ -128,7 +145,7 @@ class Job:
         try:
             with (
                 advice_when_full(self.settings, self.resume, self.processes),
-                Stop(self._tell_stop) as stop,
+                Stop(self._tell_stop, lambda: console.log.has_lost_reader) as stop,
             ):
                 self._say(f"Run folder: {self.run.path}")  # from here on signals are handled
                 with view:
@@ -159,11 +176,18 @@ class Job:
             before, after = summary["before"], summary["after"]
             if len(self.reward.names) == 1:
                 del before["reward"]  # the weighted sum of one
-            console.out.print(tables.before_after_table(before, after))
+            console.show(tables.before_after_table(before, after))
         console.say(f"Adapter: {self.run.adapter}", console.out)
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
         export = f"dpok export {quoted(self.run)} --format kohya"
         console.say(f"For ComfyUI or A1111: {export}", console.out)
+
+    def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
+        """Keep other commands from writing to the run; raises InputError if one does."""
+        from dpok_cli.engine.distributed import on_main
+        from dpok_cli.engine.runs.lock import one_writer
+
+        self._lock.enter_context(on_main(lambda: one_writer(run.path), ranks))
 
     def _held_out(self) -> "WeightedReward | None":
         """Return the tiny world's judge, if it knows all prompts and is not a training reward."""

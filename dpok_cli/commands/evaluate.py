@@ -1,6 +1,5 @@
 """`dpok evaluate`: compare models on the same seeds, on seen and unseen prompts."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,8 @@ from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
-from dpok_cli.prompts.files import read_categories, read_prompts
+from dpok_cli.prompts.files import PromptFile
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from dpok_cli.engine.evaluation.folder import EvaluationFolder
@@ -47,9 +47,10 @@ UnseenPrompts = Annotated[
     ),
 ]
 UnseenPromptsFile = Annotated[
-    Path | None,
+    PromptFile | None,
     typer.Option(
-        help="Your own unseen prompts, one per line, or .json with categories.",
+        parser=PromptFile,
+        help="Your own unseen prompts, one per line, or JSON with categories.",
         rich_help_panel="Prompts",
         metavar="FILE",
     ),
@@ -137,12 +138,15 @@ def evaluate(
     from dpok_cli.engine.evaluation.plan import settle
     from dpok_cli.engine.evaluation.report.human import check_samples
 
+    categories: dict[str, str] = {}
+    for prompt_file in filter(None, (prompts_file, unseen_prompts_file)):
+        categories |= prompt_file.categories()
     evaluation = settle(
         settings,
         tuned,
         unseen=unseen_prompts,
-        extra_prompts=read_prompts(unseen_prompts_file) if unseen_prompts_file else (),
-        categories=read_categories(prompts_file) | read_categories(unseen_prompts_file),
+        extra_prompts=unseen_prompts_file.prompts() if unseen_prompts_file else (),
+        categories=categories,
     )
     if human:
         check_samples(evaluation)
@@ -167,20 +171,20 @@ def _evaluate(
 
     processes = process_state(evaluation.config.device)
     quiet = quiet or not processes.is_main_process
-    reward, folder = start(evaluation, folder.path)
-    if not quiet:
-        _announce(evaluation, folder)
-    drawn = draw(evaluation, reward, folder)
-    for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
-        pass
-    leave_group(processes)
-    if not processes.is_main_process:
-        return None
-    results = finish(evaluation, reward, folder)
-    write_report(results, evaluation, folder)
-    if human:
-        write_human_page(evaluation, folder)
-    return results
+    with start(evaluation, folder.path) as (reward, folder):
+        if not quiet:
+            _announce(evaluation, folder)
+        drawn = draw(evaluation, reward, folder)
+        for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
+            pass
+        leave_group(processes)
+        if not processes.is_main_process:
+            return None
+        results = finish(evaluation, reward, folder)
+        write_report(results, evaluation, folder)
+        if human:
+            write_human_page(evaluation, folder)
+        return results
 
 
 def _announce(evaluation: "Evaluation", folder: "EvaluationFolder") -> None:
@@ -198,9 +202,9 @@ def _announce(evaluation: "Evaluation", folder: "EvaluationFolder") -> None:
 def _show(results: "Results", folder: "EvaluationFolder", human: bool, as_json: bool) -> None:
     """Print the results, their warnings and where the pages are."""
     if as_json:
-        console.say(json.dumps(results, indent=2), console.out)
+        console.say(dumps(results, indent=2), console.out)
         return
-    console.out.print(tables.evaluation_table(results))
+    console.show(tables.evaluation_table(results))
     if any(each["trained_by"] for each in results["rewards"]):
         console.say("* trained on this score", console.out)
     for warning in results["warnings"]:
@@ -216,8 +220,8 @@ def _count(files: list[Path], where: Path, as_json: bool) -> None:
 
     result = tally(*read_votes(files, [where]))
     if as_json:
-        console.say(json.dumps(result, indent=2), console.out)
+        console.say(dumps(result, indent=2), console.out)
         return
-    console.out.print(tables.votes_table(result))
+    console.show(tables.votes_table(result))
     raters = result["raters"]
     console.say(f"{raters} rater{'s' if raters != 1 else ''}", console.out)

@@ -2,17 +2,15 @@
 
 import dataclasses
 import inspect
-import json
-import math
 import typing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from dpok_cli.display import console
+from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from dpok_cli.rewards.manager import Entry
@@ -22,6 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback()
+@console.results_alone()
 def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     """List the installed rewards, and the plugins that could not be loaded."""
     from dpok_cli.rewards.manager import registry
@@ -35,19 +34,18 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         _say_json({"rewards": rewards, "failures": found.failures, "clashes": found.clashes})
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("reward", "package", "range", "weights", "description"):
-        table.add_column(column)
+    table = tables.PlainTable("reward", "package", "range", "weights", "description")
     for facts in rewards:
         package = f"{facts['package']} {facts['version']}"
         limits = _range(found.rewards[facts["name"]].cls.range)
         table.add_row(facts["name"], package, limits, facts["weights"], facts["summary"])
-    console.out.print(table)
+    console.show(table)
     for line in found.left_out():
         console.say(line)
 
 
 @app.command("show")
+@console.results_alone()
 def show(
     name: Annotated[str, typer.Argument(help="The reward's name.", show_default=False)],
     as_json: Json = False,
@@ -77,6 +75,7 @@ def show(
 
 
 @app.command("check")
+@console.results_alone()
 def check(
     spec: Annotated[
         str,
@@ -115,7 +114,7 @@ def check(
 
 
 def _facts(entry: "Entry") -> dict[str, Any]:
-    """Return a reward's properties for a table or JSON, where an open range ends in null."""
+    """Return a reward's properties for a table or JSON."""
     reward = entry.cls
     limits = reward.range
     return {
@@ -123,7 +122,7 @@ def _facts(entry: "Entry") -> dict[str, Any]:
         "package": entry.package,
         "version": entry.version,
         "summary": _summary(reward),
-        "range": limits and [limit if math.isfinite(limit) else None for limit in limits],
+        "range": limits and list(limits),
         "higher_is_better": reward.higher_is_better,
         "differentiable": reward.differentiable,
         "weights": _weights(reward),
@@ -145,7 +144,7 @@ def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:
 
 
 def _say_json(result: Any) -> None:
-    console.say(json.dumps(result, indent=2, default=str), console.out)
+    console.say(dumps(result, indent=2, default=str), console.out)
 
 
 def _weights(reward: type[RewardModel]) -> str:

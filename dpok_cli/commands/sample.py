@@ -1,6 +1,5 @@
 """`dpok sample`: draw images with the base model, with an adapter, or with both."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,20 +95,21 @@ def sample(
         console.say(to_toml(settings).rstrip(), console.out)
         return
     seeds = options.parse_seeds(settings.seeds)
-    output = output or Path("samples", datetime.now().strftime("%Y%m%d-%H%M%S"))
     _check(settings, adapter, output)
 
     keep_freed_memory()
     from dpok_cli.engine.bases.load import load
+    from dpok_cli.engine.runs.files import dated_folder
     from dpok_cli.engine.sampling.output import write_samples
 
     total = len(settings.prompts) * len(seeds)
     with advice_when_full(settings):
+        model = load(settings, adapter)
         picture = write_samples(
-            load(settings, adapter),
+            model,
             settings,
             seeds,
-            output,
+            output or dated_folder(Path("samples")),
             adapter=adapter,
             before=before,
             progress=lambda drawn: console.progress(drawn, total, "Drawing", quiet),
@@ -117,13 +117,14 @@ def sample(
     console.say(str(picture), console.out)
 
 
-def _check(settings: SampleConfig, adapter: Path | None, output: Path) -> None:
+def _check(settings: SampleConfig, adapter: Path | None, output: Path | None) -> None:
     """Raise InputError for what can be refused before torch is imported."""
     from dpok_cli.engine.bases.source import check_source
     from dpok_cli.engine.lora.files import check_adapter
+    from dpok_cli.engine.runs.lock import check_free
 
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        raise InputError(f"{output} already exists: give another --output, or remove it.")
+    if output:
+        check_free(output, "--output")
     if adapter:
         check_adapter(adapter)
     check_source(settings)

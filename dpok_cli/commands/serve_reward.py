@@ -24,6 +24,9 @@ def serve_reward(
     max_megabytes: Annotated[
         int, typer.Option(min=1, help="Largest request accepted, in MB.")
     ] = 64,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, help="Most pixels accepted in a request, in millions.")
+    ] = 20,
 ) -> None:
     """Serve a reward over HTTP, for --reward http:url=... in another environment or machine.
 
@@ -40,7 +43,7 @@ def serve_reward(
     reward = build([spec], device_of(device))
     reward.prepare()
     try:
-        server = RewardServer(host, port, reward, max_megabytes * 10**6)
+        server = RewardServer(host, port, reward, max_megabytes * 10**6, max_megapixels * 10**6)
     except OSError as error:
         raise InputError(
             f"Cannot listen on {host}:{port}: {error.strerror}. Give another --host or --port."

@@ -41,19 +41,19 @@ def train_rl(
     if print_config:
         _training.print_settings(settings)
         return
-    job = _training.Job(settings, run, quiet)
     hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
-    job.load(hint, batch_arithmetic(settings))
-    from dpok_cli.engine.rl.loop import train_rl as rounds
+    with _training.Job(settings, run, quiet) as job:
+        job.load(hint, batch_arithmetic(settings))
+        from dpok_cli.engine.rl.loop import train_rl as rounds
 
-    measures = rl_measures(settings.objective_class)
-    view = TrainingView(settings, measures, "round", settings.rounds, quiet=job.quiet)
-    with job.training(view) as stop:
-        for record in rounds(
-            settings, job.model, job.reward, job.run, stop.requested, warn=view.warn
-        ):
-            view.show(record)
-    job.report()
+        measures = rl_measures(settings.objective_class)
+        view = TrainingView(settings, measures, "round", settings.rounds, quiet=job.quiet)
+        with job.training(view) as stop:
+            for record in rounds(
+                settings, job.model, job.reward, job.run, stop.requested, warn=view.warn
+            ):
+                view.show(record)
+        job.report()
 
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:

@@ -44,33 +44,36 @@ def train_sft(
     if print_config:
         _training.print_settings(settings)
         return
-    settings = settings if run else with_dataset(settings)
-    job = _training.Job(settings, run, quiet)
+    settings = with_dataset(settings, resumed=bool(run))
     hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
-    job.load(hint, arithmetic(settings))
-    from dpok_cli.engine.sft.loop import train_sft as steps
+    with _training.Job(settings, run, quiet) as job:
+        job.load(hint, arithmetic(settings))
+        from dpok_cli.engine.sft.loop import train_sft as steps
 
-    view = SFTView(
-        settings, SFT_MEASURES, "step", settings.steps, settings.log_every, quiet=job.quiet
-    )
-    with job.training(view) as stop:
-        for record in steps(
-            settings, job.model, job.reward, job.run, stop.requested, view.drawn, view.warn
-        ):
-            view.show(record)
-    job.report()
+        view = SFTView(
+            settings, SFT_MEASURES, "step", settings.steps, settings.log_every, quiet=job.quiet
+        )
+        with job.training(view) as stop:
+            for record in steps(
+                settings, job.model, job.reward, job.run, stop.requested, view.drawn, view.warn
+            ):
+                view.show(record)
+        job.report()
 
 
-def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
+def with_dataset(settings: TrainSFTConfig, resumed: bool = False) -> TrainSFTConfig:
     """Check the dataset folder; without a prompt, use the prompts of the user's image folder.
 
-    Sample grids and evaluations draw these; all prompts of the folder are trained on.
+    Sample grids and evaluations draw these; all prompts of the folder are trained on. A run that
+    is ``resumed`` has its prompts, and compares the folder with what it had itself.
     """
     if not settings.dataset:
         return settings
     from dpok_cli.engine.sft.dataset.imagefolder import check_dataset, is_own, own_entries
 
     folder = Path(settings.dataset).expanduser().resolve()
+    if resumed:
+        return replace(settings, dataset=str(folder))
     check_dataset(folder)
     prompts = settings.prompts
     if not prompts and is_own(folder):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dpok_cli.errors import InputError, suggest
+from dpok_cli.inputs import is_unicode
 
 #: The panels of a command's help, in their order there.
 Panel = Literal[
@@ -140,6 +141,7 @@ def _of_type(name: str, value: Any, kind: Any) -> Any:
         value = tuple(value)
     for one in value if isinstance(value, tuple) else (value,):
         must("\0" not in str(one), name, one, "without the character NUL")
+        must(is_unicode(str(one)), name, one, "UTF-8 text")
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:

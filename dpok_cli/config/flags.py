@@ -15,7 +15,7 @@ from dpok_cli.config import TINY, Config, SamplingConfig
 from dpok_cli.config.fields import Panel, Setting, settings_of
 from dpok_cli.config.sources import preset_values
 from dpok_cli.errors import InputError
-from dpok_cli.prompts.files import read_prompts
+from dpok_cli.prompts.files import PromptFile
 
 #: The panels of the help, in their order there.
 PANELS = typing.get_args(Panel)
@@ -47,17 +47,18 @@ PrintConfig = Annotated[
     ),
 ]
 PromptsFile = Annotated[
-    Path | None,
+    PromptFile | None,
     typer.Option(
         "--prompts",
-        help="Prompts file: text with one prompt per line, or .json with categories.",
+        parser=PromptFile,
+        help="Prompts file: text with one prompt per line, or JSON with categories.",
         rich_help_panel="Prompts",
         metavar="FILE",
     ),
 ]
 Category = Annotated[
     str | None,
-    typer.Option(help="Use only this category of a .json prompts file.", rich_help_panel="Prompts"),
+    typer.Option(help="Use only this category of a JSON prompts file.", rich_help_panel="Prompts"),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print only results and errors.", rich_help_panel="Run")
@@ -104,7 +105,7 @@ def resolve(
     *,
     preset: str | None,
     file: Path | None,
-    prompts_file: Path | None,
+    prompts_file: PromptFile | None,
     category: str | None,
     under: dict[str, Any] | None = None,
 ) -> Config:
@@ -114,7 +115,7 @@ def resolve(
     """
     given = _given(flags)
     if prompts_file is not None:
-        given["prompts"] = [*given.get("prompts", ()), *read_prompts(prompts_file, category)]
+        given["prompts"] = [*given.get("prompts", ()), *prompts_file.prompts(category)]
     elif category is not None:
         raise InputError("--category needs --prompts FILE.json, whose category it is.")
     return config.resolve(kind, preset or TINY, file, **(under or {}) | given)

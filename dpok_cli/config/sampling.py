@@ -26,6 +26,7 @@ class SamplingConfig(BaseConfig):
         " of one; tiny is the bundled one.",
         Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER|FILE",
+        may_change=True,  # its place; a checkpoint knows its weights
     )
     #: "" is the hub id that diffusers finds by the weights.
     model_config: str = setting(
@@ -34,9 +35,14 @@ class SamplingConfig(BaseConfig):
         "Pipeline whose configuration a --model FILE has; by default that of its family, from the"
         " hub.",
         metavar="FOLDER|ID",
+        may_change=True,
     )
     vae: str = setting(
-        "", "Model", "VAE to use instead of the model's own.", metavar="ID|FOLDER|FILE"
+        "",
+        "Model",
+        "VAE to use instead of the model's own.",
+        metavar="ID|FOLDER|FILE",
+        may_change=True,
     )
     prompts: tuple[str, ...] = setting(
         (),
@@ -102,8 +108,5 @@ class SampleConfig(SamplingConfig):
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's config that determines its images, on any machine."""
-    return {
-        field.name: config.get(field.name, field.default)  # older runs lack newer settings
-        for field in fields(SamplingConfig)
-        if field.name not in ("seed", "device")
-    }
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    return {key: value for key, value in config.items() if key in shared}

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dpok_cli.config.fields import BaseConfig, settings_of
 from dpok_cli.config.sampling import TINY
 from dpok_cli.errors import InputError, suggest
+from dpok_cli.inputs import read_text
 
 #: The preset files; a preset is named as its file. TINY has none: it is the fields' defaults.
 PRESETS = Path(__file__).parent / "presets"
@@ -108,8 +109,6 @@ def _is_for(kind: type[BaseConfig], content: dict[str, Any]) -> bool:
 
 def _parse(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"Cannot read the config file {file}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, too many digits, too deep
+        return tomllib.loads(read_text(file, "the config file "))
+    except (ValueError, RecursionError) as error:  # too many digits, too deep
         raise InputError(f"{file} is not TOML: {error}.") from error

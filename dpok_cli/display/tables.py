@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
+
+from dpok_cli.display.console import UNFOLDED
+
+
+class PlainTable(Table):
+    """A table without lines, whose texts are shown as they are: they may be anyone's.
+
+    The columns of ``numbers`` come last, and are not narrowed.
+    """
+
+    def __init__(self, *headers: str, numbers: Sequence[str] = ()):
+        super().__init__(box=None, pad_edge=False, header_style="bold")
+        for header in headers:
+            self.add_column(_plain(header), overflow="fold")
+        for header in numbers:
+            self.add_column(_plain(header), justify="right", no_wrap=True)
+
+    def add_row(self, *cells: Any, **style: Any) -> None:
+        super().add_row(*map(_plain, cells), **style)
+
+
+def _plain(text: str) -> Text:
+    """Return a text in one line, without markup."""
+    return Text(" ".join(text.splitlines()))
 
 
 def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
     """Make the table of the same measures before and after training."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for column in ("before", "after", "change"):
-        table.add_column(column, justify="right")
+    table = PlainTable("", numbers=("before", "after", "change"))
     for name in _shown(before):
         change = after[name] - before[name]
         table.add_row(name, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{change:+.3f}")
@@ -38,37 +60,48 @@ def evaluation_table(results: dict[str, Any]) -> Group:
         for category in categories if len(categories) > 1 else ():
             own = [row for row in rows if (row["scope"], row["category"]) == ("category", category)]
             parts.append((f"{group}, {category}", own))
-    return Group(*(_scores_table(title, rows, trained) for title, rows in parts))
+    return Group(*(_Scores(title, rows, trained) for title, rows in parts))
 
 
-def _scores_table(title: str, rows: Sequence[dict[str, Any]], trained: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title, overflow="fold")
-    table.add_column("model", overflow="fold")
-    for column in ("mean [95 %]", "change [95 %]", "wins"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for measure in _shown(dict.fromkeys(row["measure"] for row in rows)):
-        own = [row for row in rows if row["measure"] == measure]
-        for place, row in enumerate(own):
-            star = "*" if row["model"] in trained.get(measure, ()) else ""
-            table.add_row(
-                "" if place else measure,
-                Text(row["model"] + star),
-                _with_ends(row, "mean", "low", "high", ""),
-                _with_ends(row, "difference", "difference_low", "difference_high", "+"),
-                "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
-            )
-    table.add_row()
-    return table
+@dataclass
+class _Scores:
+    """The rows of one group or category; a narrow terminal has the measures on lines of their own.
+
+    Otherwise the names of runs, which are long, would be folded.
+    """
+
+    title: str
+    rows: Sequence[dict[str, Any]]
+    trained: dict[str, Any]  # the models that were trained on a reward, by its name
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = self.table(narrow=False)
+        width = console.measure(wide, options=options.update_width(UNFOLDED)).maximum
+        yield wide if width <= options.max_width else self.table(narrow=True)
+
+    def table(self, narrow: bool) -> Table:
+        heads = (self.title,) if narrow else (self.title, "model")
+        table = PlainTable(*heads, numbers=("mean [95 %]", "change [95 %]", "wins"))
+        for measure in _shown(dict.fromkeys(row["measure"] for row in self.rows)):
+            own = [row for row in self.rows if row["measure"] == measure]
+            if narrow:
+                table.add_row(measure)
+            for place, row in enumerate(own):
+                name = row["model"] + ("*" if row["model"] in self.trained.get(measure, ()) else "")
+                table.add_row(
+                    *([f"  {name}"] if narrow else ["" if place else measure, name]),
+                    _with_ends(row, "mean", "low", "high", "") or "not finite",
+                    _with_ends(row, "difference", "difference_low", "difference_high", "+"),
+                    "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
+                )
+        table.add_row()
+        return table
 
 
 def votes_table(votes: dict[str, Any]) -> Table:
     """Make the table of raters' votes: a row for each model, question and group of prompts."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "question", "prompts"):
-        table.add_column(column)
-    for column in ("wins [95 %]", "sets", "votes", "agreement", "kappa"):
-        table.add_column(column, justify="right", no_wrap=True)
+    numbers = ("wins [95 %]", "sets", "votes", "agreement", "kappa")
+    table = PlainTable("model", "question", "prompts", numbers=numbers)
     for row in votes["rows"]:
         agreement, kappa = row["agreement"], row["kappa"]
         table.add_row(
@@ -98,6 +131,6 @@ def _with_ends(row: dict[str, Any], value: str, low: str, high: str, sign: str) 
     size = abs(row[value])
     digits = "1f" if size >= 100 else "3f" if size >= 5e-4 or size == 0 else "1e"
     end = f"{sign}.{'2f' if size >= 0.05 or size == 0 else digits}"
-    if row[low] is None:
+    if row[low] is None or row[high] is None:
         return f"{row[value]:{sign}.{digits}}"
-    return rf"{row[value]:{sign}.{digits}} \[{row[low]:{end}}, {row[high]:{end}}]"
+    return f"{row[value]:{sign}.{digits}} [{row[low]:{end}}, {row[high]:{end}}]"

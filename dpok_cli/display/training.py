@@ -41,7 +41,7 @@ class TrainingView:
         self.records: list[Record] = []
         self.hinted: set[str] = set()
         self.live: Live | None = None
-        if console.err.is_terminal and not quiet:
+        if console.is_live(console.err) and not quiet:
             self.live = Live("Starting ...", console=console.err, auto_refresh=False)
 
     def __enter__(self) -> Self:

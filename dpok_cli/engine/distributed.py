@@ -5,7 +5,8 @@ over all of them, and rank r takes rows r, r + W, r + 2 W, ... of what one proce
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
@@ -179,6 +180,19 @@ def run_on_main(compute: Callable[[], Value], ranks: Ranks) -> Value:
     first, *_ = all_gather_result(on_main, ranks)
     assert first is not None
     return first
+
+
+@contextmanager
+def on_main(context: Callable[[], AbstractContextManager[Any]], ranks: Ranks) -> Iterator[None]:
+    """Run a block on all ranks within a context of rank 0; a DpokError there is raised on all."""
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            if ranks.is_main_process:
+                stack.enter_context(context())
+
+        all_gather_result(enter, ranks)
+        yield
 
 
 def any_rank(flag: bool, accelerator: Accelerator) -> bool:

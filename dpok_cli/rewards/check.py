@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -44,7 +43,9 @@ def check(reward: RewardModel) -> Check:
     images = _pictures().to(reward.device)
     scores = reward.score(images, PROMPTS).tolist()
     if reward.range and not all(reward.range[0] <= score <= reward.range[1] for score in scores):
-        raise RewardError(f"{reward.name}: scored {scores}, outside its range {reward.range}")
+        low, high = reward.range
+        shown = " and ".join(f"{score:g}" for score in scores)
+        raise RewardError(f"{reward.name}: scored {shown}, outside its range {low:g} to {high:g}")
     if reward.differentiable:
         _check_gradients(reward, images)
     count = min(reward.batch_size, MOST_IMAGES)
@@ -78,5 +79,11 @@ def _check_gradients(reward: RewardModel, images: Tensor) -> None:
 
 
 def _process_memory() -> int:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
@@ -10,28 +9,40 @@ from typing import Any
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.combined import WeightedReward
-from dpok_cli.rewards.wire import unpack
+from dpok_cli.rewards.wire import MAX_PIXELS, TooLarge, unpack
+from dpok_cli.strict_json import dumps
+
+#: The longest body, in bytes, that is read to its end although it is refused.
+DISCARDED = 2**30
 
 
 class RewardServer(ThreadingHTTPServer):
     """Answers POST ``/score`` with the weighted sum, and GET ``/`` with the rewards' names.
 
-    Requests are read in parallel and scored one after another. An invalid request is answered with
-    4xx, a failing reward with 500, each with ``{"error": ...}``; neither ends the server.
+    Requests are read in parallel, then decoded and scored one after another. An invalid request is
+    answered with 4xx (413 for one of more than ``max_bytes`` or ``max_pixels``), a failing reward
+    with 500, each with ``{"error": ...}``; neither ends the server.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, reward: WeightedReward, max_bytes: int):
-        self.reward, self.max_bytes = reward, max_bytes
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        reward: WeightedReward,
+        max_bytes: int,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        self.reward, self.max_bytes, self.max_pixels = reward, max_bytes, max_pixels
         self.lock = Lock()
         super().__init__((host, port), _Handler)
 
     def score(self, body: bytes) -> list[float]:
         """Raises ``ValueError`` if the body is invalid, ``RewardError`` if the reward fails."""
-        images, prompts = unpack(body)
-        with self.lock:
+        with self.lock:  # so that only one request's pixels are in memory
+            images, prompts = unpack(body, self.max_pixels)
             scores: list[float] = self.reward.score(images, prompts).total.tolist()
         return scores
 
@@ -59,10 +70,15 @@ class _Handler(BaseHTTPRequestHandler):
         if not (length.isascii() and length.isdigit()):
             return self._refuse(411, "the request needs a Content-Length")
         if len(length) > 12 or int(length) > self.server.max_bytes:
-            return self._refuse(413, f"the request is larger than {self.server.max_bytes} bytes")
+            size = f"{int(length) / 1e6:.2f} MB" if len(length) < 13 else "too many bytes"
+            most = f"{self.server.max_bytes / 1e6:g} MB (--max-megabytes)"
+            self._refuse(413, f"the request has {size}, and the server accepts {most}")
+            return self._discard(length)
         body = self.rfile.read(int(length))
         try:
             self._answer(200, {"scores": self.server.score(body)})
+        except TooLarge as error:
+            self._answer(413, {"error": str(error)})
         except ValueError as error:
             self._answer(400, {"error": str(error)})
         except RewardError as error:
@@ -73,8 +89,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self._answer(status, {"error": why})
 
+    def _discard(self, length: str) -> None:
+        """Read a body to its end, if that is near: a client that still sends reads no answer."""
+        left = int(length) if len(length) < 13 else DISCARDED + 1
+        while 0 < left <= DISCARDED and (part := self.rfile.read(min(left, 2**16))):
+            left -= len(part)
+
     def _answer(self, status: int, message: dict[str, Any]) -> None:
-        body = json.dumps(message).encode()
+        body = dumps(message).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

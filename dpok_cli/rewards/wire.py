@@ -9,14 +9,25 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.strict_json import dumps
+
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
-#: The maximum number of pixels that ``unpack`` accepts in total: 64 images of 1024 x 1024.
-MAX_PIXELS = 2**26
+NO_PNG = "an image is not a PNG in base64"
+
+#: The most pixels that `unpack` accepts in total by default: 76 images of 512 x 512. Scoring takes
+#: some 30 bytes for each, while a PNG may need none to speak of.
+MAX_PIXELS = 20_000_000
+
+
+class TooLarge(ValueError):
+    """A request with more pixels than the server accepts; fewer images may do."""
 
 
 def pack(images: Tensor, prompts: list[str]) -> bytes:
@@ -28,28 +39,44 @@ def pack(images: Tensor, prompts: list[str]) -> bytes:
         file = BytesIO()
         to_pil(image).save(file, "PNG", compress_level=1)
         pictures.append(base64.b64encode(file.getvalue()).decode("ascii"))
-    return json.dumps({"prompts": prompts, "images": pictures}).encode()
+    return dumps({"prompts": prompts, "images": pictures}).encode()
 
 
-def unpack(body: bytes) -> tuple[Tensor, list[str]]:
-    """Decode the output of ``pack``; raises ``ValueError`` with the reason for anything else."""
+def unpack(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[str]]:
+    """Decode the output of ``pack`` to images (B, 3, H, W), float32 in [0, 1], and B prompts.
+
+    Raises ``TooLarge``, before it decodes an image, if all have more than ``max_pixels`` together,
+    and ``ValueError`` with the reason for anything else that ``pack`` does not make.
+    """
+    import numpy as np
     import torch
+
+    from dpok_cli.inputs import as_shown
 
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         raise ValueError("the body is not JSON") from None
-    prompts, pictures = _strings(message, "prompts"), _strings(message, "images")
-    if len(prompts) != len(pictures):
-        raise ValueError(f"got {len(pictures)} images but {len(prompts)} prompts")
-    if not pictures:
+    prompts, texts = _strings(message, "prompts"), _strings(message, "images")
+    if len(prompts) != len(texts):
+        raise ValueError(f"got {len(texts)} images but {len(prompts)} prompts")
+    if not texts:
         raise ValueError("there are no images")
-    images: list[Tensor] = []
-    for text in pictures:
-        images.append(_picture(text, MAX_PIXELS - sum(image[0].numel() for image in images)))
-    if len({image.shape for image in images}) > 1:
+    sizes = [_open(text).size for text in texts]
+    pixels = sum(width * height for width, height in sizes)
+    if pixels > max_pixels:
+        raise TooLarge(
+            f"the images have {pixels / 1e6:.3g} million pixels in total, and the server accepts"
+            f" {max_pixels / 1e6:g} million (--max-megapixels)"
+        )
+    if len(set(sizes)) > 1:
         raise ValueError("the images differ in size")
-    return torch.stack(images), prompts
+    try:
+        stacked = np.stack([np.asarray(as_shown(_open(text))) for text in texts])
+    except Exception:  # Pillow raises many kinds for a damaged file
+        raise ValueError(NO_PNG) from None
+    images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+    return images.float().div_(255), prompts
 
 
 def _strings(message: Any, key: str) -> list[str]:
@@ -59,18 +86,15 @@ def _strings(message: Any, key: str) -> list[str]:
     return values
 
 
-def _picture(text: str, most: int) -> Tensor:
-    """Decode a PNG of at most ``most`` pixels to float32 (3, H, W); checks the size first."""
-    import numpy as np
-    import torch
+def _open(text: str) -> Image:
+    """Read a PNG's header; nothing is decoded."""
     from PIL import Image
 
     try:
-        picture = Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-        fits = picture.width * picture.height <= most
-        pixels = np.array(picture.convert("RGB")) if fits else None
-    except Exception:  # Pillow raises many kinds for a damaged file
-        raise ValueError("an image is not a PNG in base64") from None
-    if pixels is None:
-        raise ValueError(f"the images have more than {MAX_PIXELS} pixels in total")
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 255
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we count ourselves
+            return Image.open(BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"an image is too large: {error}") from None
+    except Exception:
+        raise ValueError(NO_PNG) from None

@@ -56,9 +56,9 @@ def bpe(folder: Path, length: int = 32) -> CLIPTokenizer:
             vocab=vocab, merges=merges, model_max_length=length, pad_token="<|endoftext|>"
         )
         made.save_pretrained(folder)
-        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n")
+        (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False) + "\n", "utf-8")
         lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+        (folder / "merges.txt").write_text("\n".join(lines) + "\n", "utf-8")
     return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -219,7 +219,7 @@ def test_check_as_json(dpok):
 @pytest.mark.parametrize(
     ("spec", "code", "reason"),
     [
-        ("mean:factor=3", 1, "mean: scored [1.5, 1.5026"),
+        ("mean:factor=3", 1, "mean: scored 1.5 and 1.50266, outside its range 0 to 1"),
         ("mean:factor=nan", 2, "must be a finite number"),
         ("means", 2, "Unknown reward 'means'. Did you mean 'mean'?"),
     ],

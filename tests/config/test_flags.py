@@ -7,6 +7,7 @@ from dpok_cli.config import flags as options
 from dpok_cli.config.fields import settings_of
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
+from dpok_cli.prompts.files import PromptFile
 
 NOTHING = {"preset": None, "file": None, "prompts_file": None, "category": None}
 
@@ -50,7 +51,7 @@ def test_prompts_of_flags_and_file_are_joined(tmp_path):
     file = tmp_path / "p.txt"
     file.write_text("a dog\na bird\n")
     flags = {"prompts": ["a cat"]}
-    config = options.resolve(TrainRLConfig, flags, **NOTHING | {"prompts_file": file})
+    config = options.resolve(TrainRLConfig, flags, **NOTHING | {"prompts_file": PromptFile(file)})
     assert config.prompts == ("a cat", "a dog", "a bird")
 
 
@@ -58,7 +59,7 @@ def test_flags_are_over_a_run_and_a_run_is_over_the_preset(tmp_path):
     run = {"prompts": ["a lion"], "eta": 0.25, "guidance_scale": 5.0}
     file = tmp_path / "p.txt"
     file.write_text("a dog\n")
-    given = NOTHING | {"prompts_file": file}
+    given = NOTHING | {"prompts_file": PromptFile(file)}
     config = options.resolve(SampleConfig, {"guidance_scale": 2.0}, **given, under=run)
     assert (config.prompts, config.eta, config.guidance_scale) == (("a dog",), 0.25, 2.0)
 
@@ -93,7 +94,7 @@ def test_what_may_change_when_a_run_is_resumed(changes, run_config):
     "changes",
     [
         *({"lora_rank": 8}, {"seed": 1}, {"learning_rate": 0.5}, {"prompts": ["a dog"]}),
-        *({"rewards": ["judge"]}, {"model": "some/other"}, {"precision": "bf16"}, {"eta": 0.5}),
+        *({"rewards": ["judge"]}, {"precision": "bf16"}, {"eta": 0.5}),
         *({"batch_size": 30}, {"batch_size": 30, "gradient_accumulation": 3}, {"alpha": 2.0}),
         *({"init_adapter": "x"}, {"name": "other"}, {"guidance_scale": 1.0}),
     ],
@@ -104,8 +105,8 @@ def test_what_may_not_change_is_named(changes, run_config):
     assert str(caught.value).startswith(f"{next(iter(changes))} = ")
     message = str(caught.value)
     assert (
-        f"in {run_config}, and cannot change when a run is resumed; only sample_batch_size, "
-        in message
+        f"in {run_config}, and cannot change when a run is resumed; only model, model_config, vae,"
+        " sample_batch_size, " in message
     )
     assert message.endswith("if their product stays 60.")
 
@@ -116,7 +117,9 @@ def test_all_that_may_change_on_resuming(kind, length):
     assert free == {
         length,
         *("checkpoint_every", "keep", "sample_every", "sample_count", "evaluation_samples"),
-        *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir"),
+        *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir", "model"),
+        *("model_config", "vae"),
+        *(("dataset",) if kind is TrainSFTConfig else ()),
     }
 
 

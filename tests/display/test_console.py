@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from dpok_cli.display import console
+from support.text import Terminal
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def test_a_text_is_printed_as_it_is():
     [(False, "one two three\n"), (True, "one two\nthree\n")],
 )
 def test_only_a_terminal_wraps_lines(terminal, written, monkeypatch):
-    stream = io.StringIO()
-    screen = Console(file=stream, width=8, force_terminal=terminal, color_system=None)
+    stream = Terminal() if terminal else io.StringIO()
+    screen = Console(file=stream, width=8, color_system=None)
     monkeypatch.setattr(console, "err", screen)
     console.say("one two three")
     assert [line.rstrip() for line in stream.getvalue().splitlines()] == written.splitlines()

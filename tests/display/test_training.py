@@ -12,6 +12,7 @@ from dpok_cli.display.training import SFTView, TrainingView
 from dpok_cli.engine.rl.measures import rl_measures
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.sft.measures import SFT_MEASURES
+from support.text import Terminal
 
 RECORD = {
     "round": 1.0,
@@ -99,9 +100,10 @@ def test_hints_say_what_to_do():
     assert "raise --learning-rate" in flat["reward/mean"]
 
 
-def view(monkeypatch, quiet=False, **terminal):
-    stream = io.StringIO()
-    monkeypatch.setattr(console, "err", Console(file=stream, width=100, **terminal))
+def view(monkeypatch, quiet=False, terminal=False, **options):
+    stream = Terminal() if terminal else io.StringIO()
+    screen = Console(file=stream, width=100, color_system=None, **options)
+    monkeypatch.setattr(console, "err", screen)
     with rl(TrainRLConfig(rounds=3), quiet) as shown:
         assert not shown.live or "Starting ..." in stream.getvalue()
         for record in records(3, reward__mean=[0.0, 0.5, 1.0], clip_fraction=[0.1, 0.7, 0.8]):
@@ -121,7 +123,7 @@ def test_piped_it_is_one_line_a_round_and_each_hint_once(monkeypatch):
 
 
 def test_on_a_terminal_it_is_a_live_view(monkeypatch):
-    text = view(monkeypatch, force_terminal=True, color_system=None)
+    text = view(monkeypatch, terminal=True)
     last = text[text.rindex("Round 3/3") :]
     assert "0:00 left" in last
     assert "1.000 ± 0.500  ▁▅█" in last
@@ -131,9 +133,9 @@ def test_on_a_terminal_it_is_a_live_view(monkeypatch):
     assert "! 80% of the ratios are clipped" in last
 
 
-@pytest.mark.parametrize("terminal", [{}, {"force_terminal": True}])
+@pytest.mark.parametrize("terminal", [False, True])
 def test_quiet_shows_nothing(terminal, monkeypatch):
-    assert view(monkeypatch, quiet=True, **terminal) == ""
+    assert view(monkeypatch, quiet=True, terminal=terminal) == ""
 
 
 # ------------------------------------------------------------------ supervised fine-tuning
@@ -152,9 +154,10 @@ STEP = {
 }
 
 
-def view_sft(monkeypatch, quiet=False, **terminal):
-    stream = io.StringIO()
-    monkeypatch.setattr(console, "err", Console(file=stream, width=100, **terminal))
+def view_sft(monkeypatch, quiet=False, terminal=False):
+    stream = Terminal() if terminal else io.StringIO()
+    screen = Console(file=stream, width=100, color_system=None)
+    monkeypatch.setattr(console, "err", screen)
     with sft(TrainSFTConfig(steps=25, log_every=10), quiet) as shown:
         for done in (2, 3, 4, 20, 39, 40):
             shown.drawn(done, 40)
@@ -176,16 +179,16 @@ def test_piped_it_is_a_line_for_a_tenth_of_the_images_and_one_for_each_record(mo
 
 
 def test_on_a_terminal_the_images_and_the_steps_are_live(monkeypatch):
-    text = view_sft(monkeypatch, force_terminal=True, color_system=None)
+    text = view_sft(monkeypatch, terminal=True)
     assert "Images 20/40" in text
     last = text[text.rindex("Step 25/25") :]
     assert "reward 0.250 ± 0.500, 30 weights cut to zero" in last
     assert "0.0400" in last
 
 
-@pytest.mark.parametrize("terminal", [{}, {"force_terminal": True}])
+@pytest.mark.parametrize("terminal", [False, True])
 def test_quiet_shows_nothing_of_the_images(terminal, monkeypatch):
-    assert view_sft(monkeypatch, quiet=True, **terminal) == ""
+    assert view_sft(monkeypatch, quiet=True, terminal=terminal) == ""
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpok_cli.rewards import wire
-from dpok_cli.rewards.wire import pack, unpack
+from dpok_cli.rewards.wire import TooLarge, pack, unpack
 
 
 def png(width=4, height=3, mode="RGB", color=None, format="PNG"):
@@ -65,10 +64,12 @@ def test_invalid_messages_are_refused_with_the_reason(text, message):
 
 
 def test_images_are_counted_together_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(wire, "MAX_PIXELS", 24)
-    assert len(unpack(body([png(), png()], ["a", "b"]))[0]) == 2
-    with pytest.raises(ValueError, match="more than 24 pixels in total"):
-        unpack(body([png(), png(), png(1, 1)], ["a", "b", "c"]))
+    assert len(unpack(body([png(), png()], ["a", "b"]), 24)[0]) == 2
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with pytest.raises(TooLarge, match=r"have 25 million .* accepts 20 million \("):
+        unpack(body([png(5000, 4999), png(5000, 1)], ["a", "b"]))
+    with pytest.raises(TooLarge, match="an image is too large"):
+        unpack(body([png(20_000, 20_000, mode="1")], ["a"]))
 
 
 def test_other_pngs_become_rgb():

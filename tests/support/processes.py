@@ -37,11 +37,13 @@ class Process:
     def __init__(
         self, arguments: list[str], folder: Path, environment: Mapping[str, str], output: Path
     ):
-        self._out, self._err = output / "out", output / "err"
+        #: None closes the stream.
+        self._out: Path | None = output / "out"
+        self._err: Path | None = output / "err"
         self._start(arguments, folder, environment)
 
     def _start(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> None:
-        streams = str(self._out), str(self._err)
+        streams = [each and str(each) for each in (self._out, self._err)]
         task = (arguments, str(folder), dict(environment), *streams)
         self._process = _forks.Process(target=_run, args=task, daemon=True)
         self._process.start()
@@ -100,6 +102,8 @@ class FreshProcess(Process):
     """The same as a program of its own."""
 
     def _start(self, arguments: list[str], folder: Path, environment: Mapping[str, str]) -> None:
+        assert self._out
+        assert self._err
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._program = subprocess.Popen(
                 [sys.executable, *arguments], cwd=folder, env=environment, stdout=out, stderr=err
@@ -135,31 +139,53 @@ def ranks(count: int) -> list[dict[str, str]]:
     ]
 
 
-def _text(file: Path) -> str:
-    return file.read_text("utf-8", errors="replace") if file.exists() else ""
+def _text(file: Path | None) -> str:
+    return file.read_text("utf-8", errors="replace") if file and file.is_file() else ""
 
 
 def _run(
-    arguments: list[str], folder: str, environment: dict[str, str], out: str, err: str
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    out: str | None,
+    err: str | None,
 ) -> None:
     """Be ``python *arguments`` in a folder: ``-m MODULE``, ``-c CODE`` or a file."""
     for number, file in ((1, out), (2, err)):
-        stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(stream, number)
-        os.close(stream)
+        if file:
+            stream = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(stream, number)
+            os.close(stream)
+        else:
+            os.close(number)
     # Buffered as a program's own are, whatever the process that this one is a fork of has.
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, "utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False) if out else None  # noqa: SIM115
+    escaped = "backslashreplace"
+    sys.stderr = open(2, "w", 1, "utf-8", escaped, closefd=False) if err else None  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    match arguments:
-        case ["-m", module, *rest]:
-            sys.argv = [module, *rest]
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
-        case ["-c", code, *rest]:
-            sys.argv = ["-c", *rest]
-            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
-        case [file, *rest]:
-            sys.argv = [file, *rest]
-            runpy.run_path(file, run_name="__main__")
+    try:
+        match arguments:
+            case ["-m", module, *rest]:
+                sys.argv = [module, *rest]
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            case ["-c", code, *rest]:
+                sys.argv = ["-c", *rest]
+                exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+            case [file, *rest]:
+                sys.argv = [file, *rest]
+                runpy.run_path(file, run_name="__main__")
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what stdout still holds, as an interpreter that ends does."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        os.write(2, f"Exception ignored while flushing sys.stdout: {error}\n".encode())
+        sys.stdout = None
+        raise SystemExit(120) from None

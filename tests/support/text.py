@@ -1,6 +1,14 @@
 """Reading what a command printed."""
 
+import io
 import re
+
+
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def rows(text: str) -> list[list[str]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dpok_cli.config import TINY
-from dpok_cli.engine.distributed import device_of, is_main, process_state, run_on_main
+from dpok_cli.engine.distributed import device_of, is_main, on_main, process_state
 from dpok_cli.engine.evaluation.draw import check_models, draw
 from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation
@@ -16,6 +17,7 @@ from dpok_cli.engine.runs.files import write_text
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 from dpok_cli.rewards.manager import build
+from dpok_cli.strict_json import dumps, strict
 
 
 def evaluate(
@@ -28,15 +30,16 @@ def evaluate(
     Images that the folder already has are not drawn again. ``progress`` wraps the iterator over
     the images, as tqdm does. All ranks return the same. Raises what `start` and `draw` raise.
     """
-    reward, folder = start(evaluation, folder.path)
-    for _ in progress(draw(evaluation, reward, folder)):
-        pass
-    process_state(evaluation.config.device).wait_for_everyone()
-    return finish(evaluation, reward, folder)
+    with start(evaluation, folder.path) as (reward, folder):
+        for _ in progress(draw(evaluation, reward, folder)):
+            pass
+        process_state(evaluation.config.device).wait_for_everyone()
+        return finish(evaluation, reward, folder)
 
 
-def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, EvaluationFolder]:
-    """Make the reward and the folder of an evaluation.
+@contextmanager
+def start(evaluation: Evaluation, path: Path) -> Iterator[tuple[WeightedReward, EvaluationFolder]]:
+    """Make the reward and the folder of an evaluation, which has no other writer in the block.
 
     The folder is made only once all models and rewards could be loaded. Raises InputError for a
     model or folder that cannot be used, RewardError for a reward that cannot be loaded.
@@ -47,15 +50,20 @@ def start(evaluation: Evaluation, path: Path) -> tuple[WeightedReward, Evaluatio
     if not EvaluationFolder.check(path, evaluation).begun:
         check_models(evaluation)
         reward.prepare()
-    return reward, run_on_main(lambda: EvaluationFolder.open(path, evaluation), processes)
+    folder = EvaluationFolder(path)
+    with on_main(partial(folder.writing, evaluation), processes):
+        yield reward, folder
 
 
 def finish(evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder) -> Results:
-    """Summarise an evaluation whose images are all drawn; rank 0 writes results.json and .csv."""
+    """Summarise an evaluation whose images are all drawn; rank 0 writes results.json and .csv.
+
+    Numbers that are not finite are None, as results.json has them.
+    """
     config = evaluation.config
     embedding = image_embedding(config.model, device_of(config.device), reward)
-    results = summarise(evaluation, reward, folder, embedding)
+    results = strict(summarise(evaluation, reward, folder, embedding))
     if is_main(config.device):
-        write_text(folder.results, json.dumps(results, indent=2) + "\n")
+        write_text(folder.results, dumps(results, indent=2) + "\n")
         write_text(folder.table, to_csv(results))
     return results

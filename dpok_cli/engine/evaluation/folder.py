@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
-from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.runs.files import make_folder, replacing, write_text
+from dpok_cli.engine.runs.lock import is_free, one_writer
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,9 +44,9 @@ class EvaluationFolder:
 
         Raises InputError for a folder of anything else, and says which setting differs.
         """
-        folder, settings = cls(path), json.loads(json.dumps(evaluation.settings()))
+        folder, settings = cls(path), json.loads(dumps(evaluation.settings()))
         if not folder.begun:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not is_free(path):
                 raise InputError(f"{path} exists and is no evaluation. Give another --output.")
             return folder
         try:
@@ -61,22 +64,20 @@ class EvaluationFolder:
                 )
         return folder
 
-    @classmethod
-    def open(cls, path: Path, evaluation: Evaluation) -> EvaluationFolder:
-        """Make the folder, or open one that was made with the same settings.
+    @contextmanager
+    def writing(self, evaluation: Evaluation) -> Iterator[None]:
+        """Make the folder, or take one that was made with the same settings, as its only writer.
 
-        Raises InputError for a folder of anything else, or one that cannot be made.
+        Raises InputError for a folder of anything else, one that cannot be made, or one that
+        another process writes to.
         """
-        folder = cls.check(path, evaluation)
-        if not folder.begun:
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-                write_text(folder.settings, json.dumps(evaluation.settings(), indent=2) + "\n")
-            except OSError as error:
-                raise InputError(
-                    f"Cannot write to {path}: {error.strerror}. Give another --output."
-                ) from error
-        return folder
+        self.check(self.path, evaluation)
+        make_folder(self.path, "--output")
+        with one_writer(self.path):
+            if not self.check(self.path, evaluation).begun:
+                settings = dumps(evaluation.settings(), indent=2)
+                write_text(self.settings, settings + "\n")
+            yield
 
     @staticmethod
     def default(evaluation: Evaluation) -> Path:
@@ -84,7 +85,7 @@ class EvaluationFolder:
 
         It is in the run's folder if one run is compared, else in `runs_dir`.
         """
-        text = json.dumps(evaluation.settings(), sort_keys=True)
+        text = dumps(evaluation.settings(), sort_keys=True)
         name = f"evaluation-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         runs = [each for each in evaluation.contenders if each.config]
         if len(evaluation.contenders) == 2 and runs and runs[0].adapter is not None:
@@ -107,7 +108,7 @@ class EvaluationFolder:
             with replacing(file) as temporary:
                 picture.save(temporary, "PNG")
         with self.scores.open("a", encoding="utf-8") as lines:
-            lines.write("".join(json.dumps(record) + "\n" for record in records))
+            lines.write("".join(dumps(record) + "\n" for record in records))
 
     def read(self, model: str, places: Sequence[Place]) -> Tensor:
         """Return images (B, 3, H, W), uint8."""
@@ -145,5 +146,5 @@ class EvaluationFolder:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."

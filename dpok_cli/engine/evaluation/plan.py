@@ -20,6 +20,9 @@ from dpok_cli.prompts.unseen import Unseen, plain, unseen_prompts
 from dpok_cli.rewards.held_out import rewards_for, unweighted
 from dpok_cli.rewards.manager import check_specs
 
+#: The most prompts that a remark names.
+SHOWN = 5
+
 # Left out of settings.json: they change no score.
 _PLACES = {"runs_dir", "device"}
 # Left out if they are empty, so that evaluations of older versions keep their settings.
@@ -132,6 +135,8 @@ def settle(
             " --unseen-prompts-file."
         )
     remarks = [f"There are no variants of {prompt!r}." for prompt in alone]
+    variants = [text for partners in derived.values() for text in partners.variants]
+    remarks += _merged([*config.prompts, *variants, *extra_prompts])
     prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories)
     if config.rewards:
         rewards = [unweighted(text) for text in config.rewards]
@@ -173,3 +178,22 @@ def arrange_prompts(
     for text in unseen:
         add(text, "seen" if plain(text) in trained else "unseen")
     return tuple(prompts.values())
+
+
+def _merged(texts: Iterable[str]) -> list[str]:
+    """Return a remark on prompts that `arrange_prompts` puts together; none if there are none."""
+    alike: dict[str, list[str]] = {}
+    for text in texts:
+        alike.setdefault(plain(text), []).append(text)
+    parts = []
+    for first, *others in alike.values():
+        parts += [f"{other!r} as {first!r}" for other in dict.fromkeys(others) if other != first]
+        if first in others:
+            parts.append(f"{first!r}, given {1 + others.count(first)} times")
+    if not parts:
+        return []
+    more = [f"{len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
+    return [
+        "Prompts that differ only in case, spaces or a final full stop are evaluated once:"
+        f" {'; '.join([*parts[:SHOWN], *more])}."
+    ]

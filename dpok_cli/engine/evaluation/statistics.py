@@ -30,13 +30,17 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
     ``weights`` are those of ``bootstrap_weights``. The interval is BCa (Efron 1987, "Better
     Bootstrap Confidence Intervals", JASA 82), which corrects for skewed values, widened for small n
     as in Hesterberg 2015 (arXiv 1411.5279, Sec. 5.3): sqrt(n / (n - 1)) times Student's quantile
-    replaces the normal one. If all n values are equal, both ends are that value.
+    replaces the normal one. If all n values are equal, both ends are that value; if one is not
+    finite, both are NaN.
     """
     values = np.asarray(values, dtype=np.float64)
+    finite = np.asarray(np.isfinite(values).all(-1))
+    values = np.where(finite[..., None], values, 0.0)
     n = values.shape[-1]
     mean = values.mean(-1)
     if n < 2:
-        return mean.copy(), mean.copy()
+        alone = np.where(finite, mean, np.nan)
+        return alone, alone.copy()
     centred = values - mean[..., None]
     means = centred @ weights.T  # (..., R): of the bootstrap samples, minus the mean
     normal = NormalDist()
@@ -57,7 +61,8 @@ def interval(values: Array, weights: Array) -> tuple[Array, Array]:
         ends.append(end.clip(values.min(-1), values.max(-1)))  # rounding may exceed them
     low, high = ends
     equal = np.ptp(values, axis=-1) == 0
-    return np.where(equal, values[..., 0], low), np.where(equal, values[..., 0], high)
+    low, high = (np.where(equal, values[..., 0], end) for end in (low, high))
+    return np.where(finite, low, np.nan), np.where(finite, high, np.nan)
 
 
 def student_quantile(probability: float, freedom: int) -> float:

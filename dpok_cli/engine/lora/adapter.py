@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import set_adapter_layers
+from diffusers.utils import recurse_remove_peft_layers, set_adapter_layers
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -66,11 +66,13 @@ class Adapter:
         return [parameter for _, parameter in self.named_parameters()]
 
     def start(self, config: TrainingConfig, run: RunFolder | None = None) -> None:
-        """Add what a training starts from: fresh LoRA layers, or those of `init_adapter`.
+        """Put in place what a training starts from: fresh LoRA layers, or those of `init_adapter`.
 
-        A ``run`` that has checkpoints has its own copy of it. Raises InputError if no layer fits
-        `lora_targets`, or if the adapter does not fit.
+        An adapter that the model has is removed. A ``run`` that has checkpoints has its own copy of
+        `init_adapter`. Raises InputError if no layer fits `lora_targets`, or if the adapter does
+        not fit.
         """
+        self.remove()
         file = Path(config.init_adapter) if config.init_adapter else None
         if run and run.has_checkpoints():
             file = run.initial_adapter if run.initial_adapter.exists() else None
@@ -101,6 +103,14 @@ class Adapter:
             self.network.add_adapter(config, adapter_name=NAME)
         for parameter in self.parameters():
             parameter.data = parameter.data.float()  # optimizers need them in float32
+
+    def remove(self) -> None:
+        """Remove the adapter, if there is one: the model is the base again."""
+        for network in self.networks.values():
+            if _layers(network):
+                recurse_remove_peft_layers(network)
+                del network.peft_config
+                network._hf_peft_config_loaded = False
 
     def install(self, lora: Lora, source: str, dtype: torch.dtype | None = None) -> None:
         """Add LoRA layers with these weights; ``dtype`` is the denoiser's, by default its own.

@@ -49,7 +49,7 @@ def train_rl(
 ) -> Iterator[Metrics]:
     """Train ``model``'s adapter, yielding each round's metrics (docs/algorithms.md lists them).
 
-    ``model`` gets an adapter if it has none. A ``run`` folder keeps metrics, sample grids,
+    ``model`` gets a new adapter, or `init_adapter`. A ``run`` folder keeps metrics, sample grids,
     checkpoints and the adapter; a run that has checkpoints is resumed from the newest. Once
     ``stop()`` is true, training ends at a safe point. ``warn`` gets warnings, of a
     damaged checkpoint for instance. Raises InputError for settings that leave nothing to train,
@@ -57,8 +57,8 @@ def train_rl(
     finite.
     """
     steps = config.rounds * config.updates_per_round
-    session = Session(config, model, run, stop, warn, steps)
-    yield from drive(RLLoop(config, reward, session), session)
+    with Session(config, model, run, stop, warn, steps) as session:
+        yield from drive(RLLoop(config, reward, session), session)
 
 
 class Draw(NamedTuple):
@@ -72,7 +72,7 @@ class Draw(NamedTuple):
 class RLLoop:
     """Rounds of online RL with one objective."""
 
-    unit = "round"
+    unit, record_every = "round", 1
 
     def __init__(self, config: TrainRLConfig, reward: WeightedReward, session: Session):
         self.config, self.session = config, session

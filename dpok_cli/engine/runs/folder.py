@@ -1,15 +1,16 @@
 """The run folder: the settings, metrics, checkpoints and results of a training."""
 
 import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from dpok_cli import __version__
 from dpok_cli.config import TrainingConfig, to_toml
-from dpok_cli.engine.runs.files import write_text
+from dpok_cli.engine.runs.files import dated_folder, remove, write_text
+from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import read_text
+from dpok_cli.strict_json import dumps, numbers
 
 
 class RunFolder:
@@ -29,10 +30,9 @@ class RunFolder:
 
     @staticmethod
     def check_free(config: TrainingConfig) -> None:
-        """Raise InputError if the config names a run folder that exists and is not empty."""
-        path = Path(config.runs_dir) / config.name
-        if config.name and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} already exists. Give --name another name, or remove it.")
+        """Raise InputError if the config names a run folder that exists and has files."""
+        if config.name:
+            check_free(Path(config.runs_dir) / config.name, "--name")
 
     @classmethod
     def create(cls, config: TrainingConfig) -> "RunFolder":
@@ -41,26 +41,26 @@ class RunFolder:
         Raises InputError if it exists already, or cannot be made.
         """
         cls.check_free(config)
+        runs = Path(config.runs_dir)
         try:
-            path = _make(
-                Path(config.runs_dir), config.name or f"{_now()}-{config.command}", config.name
-            )
+            runs.mkdir(parents=True, exist_ok=True)
+            path = runs / config.name if config.name else dated_folder(runs, f"-{config.command}")
         except OSError as error:
             raise InputError(
-                f"Cannot make a run folder in {config.runs_dir}: {error.strerror}. Give another"
-                " --runs-dir."
+                f"Cannot make a run folder in {runs}: {error.strerror}. Give another --runs-dir."
             ) from error
         run = cls(path)
-        made = {"command": config.command, "dpok": __version__}
-        write_text(run.record, json.dumps(made) + "\n")
-        run.write_config(config)
+        with filling(path, "--name"):
+            made = {"command": config.command, "dpok": __version__}
+            write_text(run.record, dumps(made) + "\n")
+            run.write_config(config)
         return run
 
     def remove_if_unused(self) -> None:
         """Remove the folder of a run that ended before it wrote any result."""
         if self.metrics.exists() or self.has_checkpoints() or any(self.path.rglob("*.png")):
             return
-        shutil.rmtree(self.path)
+        remove(self.path)
 
     @classmethod
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
@@ -84,12 +84,13 @@ class RunFolder:
     def append(self, metrics: dict[str, float]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(dumps(metrics) + "\n")
 
     def history(self) -> list[dict[str, float]]:
         """Return the records of metrics.jsonl, without a truncated last line.
 
-        Raises InputError for a line that is no record.
+        A number that is not finite, which JSON has as null, is NaN. Raises InputError for a line
+        that is no record.
         """
         if not self.metrics.exists():
             return []
@@ -97,9 +98,10 @@ class RunFolder:
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-                number_of(records[-1])
-            except (ValueError, KeyError, TypeError, RecursionError):
+                record = json.loads(line)
+                number_of(record)
+                records.append(numbers(record))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(
                     f"{self.metrics}, line {number}, is damaged: remove that line."
                 ) from None
@@ -109,7 +111,7 @@ class RunFolder:
         """Remove the metrics of all rounds (or steps) after ``number``."""
         if self.metrics.exists():
             kept = [record for record in self.history() if number_of(record) <= number]
-            write_text(self.metrics, "".join(f"{json.dumps(line)}\n" for line in kept))
+            write_text(self.metrics, "".join(f"{dumps(line)}\n" for line in kept))
 
     def command(self) -> str:
         """Return the command that made the run, as train-rl.
@@ -131,34 +133,17 @@ class RunFolder:
         import tomllib
 
         try:
-            return tomllib.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            return tomllib.loads(read_text(self.config))
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_config(self, config: TrainingConfig) -> None:
         write_text(self.config, to_toml(config))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_text(self.summary, json.dumps(summary, indent=2) + "\n")
+        write_text(self.summary, dumps(summary, indent=2) + "\n")
 
 
 def number_of(record: dict[str, float]) -> float:
     """Return which round (RL) or step (SFT) a line of metrics.jsonl is of."""
     return record["step"] if "step" in record else record["round"]
-
-
-def _now() -> str:
-    return time.strftime("%Y%m%d-%H%M%S")
-
-
-def _make(runs: Path, name: str, chosen: str) -> Path:
-    """Make the folder; a dated name that is taken (two runs in a second) gets a number."""
-    runs.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        path = runs / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(exist_ok=bool(chosen))
-            return path
-        except FileExistsError:
-            number += 1

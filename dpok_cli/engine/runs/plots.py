@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dpok_cli.engine.runs.measures import Measure, Record
 
 #: Of the panels, from the top.
 COLOURS = ("tab:green", "tab:blue", "tab:orange")
+#: Fonts with other scripts than matplotlib's own, of Linux, Windows and macOS.
+OTHER_SCRIPTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari"),
+    *("Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Nirmala UI", "Segoe UI Emoji"),
+    *("Hiragino Sans", "PingFang SC", "Arial Unicode MS", "Apple Symbols"),
+)
 
 
+@contextmanager
+def plain_texts() -> Iterator[None]:
+    """Draw texts as they are in the block: any script that has a font here, and no mathematics.
+
+    A character that is in no font is a box, without a warning.
+    """
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    family = ["sans-serif", *(name for name in OTHER_SCRIPTS if name in installed)]
+    settings = {"font.family": family, "text.parse_math": False}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        yield
+
+
+@plain_texts()
 def plot_metrics(
     history: Sequence[Record], measures: Iterable[Measure], unit: str, file: Path
 ) -> None:

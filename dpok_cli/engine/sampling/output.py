@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from math import ceil, sqrt
@@ -13,8 +12,10 @@ from dpok_cli import __version__
 from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.runs.lock import filling
 from dpok_cli.engine.sampling.pictures import grid, side_by_side, to_pil
 from dpok_cli.engine.sampling.sampler import Sample, Sampler
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,11 +39,23 @@ def write_samples(
     That is grid.png, or with ``before`` before_after.png: the model without its adapter beside the
     model with it, and the images of both in before/ and after/. manifest.json lists the images and
     the settings, with ``adapter`` as given. ``progress`` wraps the iterator over the images, as
-    tqdm does. Raises NotFiniteError.
+    tqdm does. Raises InputError for a folder that has files already, and NotFiniteError.
     """
     sampler = Sampler(model, config)
+    with filling(folder, "--output"):
+        return _write(sampler, seeds, folder, adapter, before, progress)
+
+
+def _write(
+    sampler: Sampler,
+    seeds: Sequence[int],
+    folder: Path,
+    adapter: Path | None,
+    before: bool,
+    progress: Progress,
+) -> Path:
     if before:
-        with model.reference():
+        with sampler.model.reference():
             base, listed = _draw(sampler, seeds, folder, "before", progress)
         tuned, listed_after = _draw(sampler, seeds, folder, "after", progress)
         listed += listed_after
@@ -54,10 +67,10 @@ def write_samples(
     manifest = {
         "dpok": __version__,
         "adapter": str(adapter) if adapter else None,
-        "settings": asdict(config),
+        "settings": asdict(sampler.config),
         "images": listed,
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / "manifest.json", dumps(manifest, indent=2) + "\n")
     return picture
 
 

@@ -34,7 +34,7 @@ def train_sft(
     drawn: Callable[[int, int], None] = lambda done, of: None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Metrics]:
-    """Train ``model``'s adapter, yielding the metrics of every `log_every` steps.
+    """Train a new adapter of ``model``, yielding the metrics of every `log_every` steps.
 
     docs/algorithms.md lists them. ``drawn`` gets the number of images that are ready and that of
     all. A ``run`` folder keeps images, metrics, sample grids, checkpoints and the adapter, and is
@@ -43,13 +43,13 @@ def train_sft(
     an image set that leave nothing to train, RewardError if the reward fails, TrainingError if too
     many losses in a row are not finite.
     """
-    session = Session(config, model, run, stop, warn, config.steps)
-    check_divisible(session.accelerator.num_processes, batch_size=config.batch_size)
-    images = collect(config, session, reward, drawn)
-    if images is None:
-        session.accelerator.end_training()
-        return
-    yield from drive(SFTLoop(config, images, session), session)
+    with Session(config, model, run, stop, warn, config.steps) as session:
+        check_divisible(session.accelerator.num_processes, batch_size=config.batch_size)
+        images = collect(config, session, reward, drawn)
+        if images is None:
+            session.accelerator.end_training()
+            return
+        yield from drive(SFTLoop(config, images, session), session)
 
 
 class SFTLoop:
@@ -63,7 +63,7 @@ class SFTLoop:
         self.accelerator, self.updater = session.accelerator, session.updater
         self.device, self.denoiser = session.model.device, session.denoiser
         self.objective = SFTObjective(config, session)
-        self.last = config.steps
+        self.last, self.record_every = config.steps, config.log_every
         self.samples = len(images)
         #: Of the denoiser so far, by this rank, including those that drew the images.
         self.evaluations = images.evaluations // self.accelerator.num_processes

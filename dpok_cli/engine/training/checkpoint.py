@@ -8,8 +8,8 @@ It is written to a temporary folder, flushed to the disk and renamed.
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpok_cli.engine.distributed import all_gather_object
-from dpok_cli.engine.runs.files import flush, replacing
+from dpok_cli.engine.runs.files import flush, remove, replacing
 from dpok_cli.errors import InputError, TrainingError
+from dpok_cli.strict_json import dumps
 
 #: Dicts with text keys and lists of tensors, numbers, texts, booleans and None.
 Tree = Any
@@ -33,7 +34,7 @@ DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError),
     *(AssertionError, SafetensorError),
 )
-_TENSOR = "__tensor__"
+_TENSOR, _NUMBER = "__tensor__", "__number__"
 
 
 class Stateful(Protocol):
@@ -131,16 +132,16 @@ def write(folder: Path, number: int, state: Tree, keep: int) -> Path:
     with replacing(place) as temporary:
         temporary.mkdir(parents=True)
         tensors: dict[str, Tensor] = {}
-        header = json.dumps(_without_tensors(state, "", tensors))
+        header = dumps(_without_tensors(state, "", tensors))
         save_file(tensors, temporary / STATE, metadata={"state": header})
         size, digest = (temporary / STATE).stat().st_size, _sha256(temporary / STATE)
-        manifest = json.dumps({"bytes": size, "sha256": digest})
+        manifest = dumps({"bytes": size, "sha256": digest})
         (temporary / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
         for path in (temporary / STATE, temporary / MANIFEST, temporary):
             flush(path)
     flush(folder)
     for old in numbers(folder)[:-keep]:
-        shutil.rmtree(folder / f"{old:06d}")
+        remove(folder / f"{old:06d}")
     return place
 
 
@@ -206,10 +207,15 @@ def restore_random_state(state: Tree) -> None:
 
 
 def _without_tensors(tree: Tree, path: str, tensors: dict[str, Tensor]) -> Tree:
-    """Return the tree with a note in place of each tensor, which goes to ``tensors``."""
+    """Return the tree as JSON has it, with notes in place of what JSON lacks.
+
+    Those are tensors, which go to ``tensors``, and numbers that are not finite.
+    """
     if isinstance(tree, Tensor):
         tensors[path] = tree.detach().cpu().contiguous().clone()
         return {_TENSOR: path}
+    if isinstance(tree, float) and not isfinite(tree):
+        return {_NUMBER: str(tree)}
     if isinstance(tree, dict):
         return {
             str(key): _without_tensors(value, f"{path}/{key}", tensors)
@@ -224,6 +230,8 @@ def _with_tensors(tree: Tree, file: Any) -> Tree:
     if isinstance(tree, dict):
         if _TENSOR in tree:
             return file.get_tensor(tree[_TENSOR])
+        if _NUMBER in tree:
+            return float(tree[_NUMBER])
         return {key: _with_tensors(value, file) for key, value in tree.items()}
     if isinstance(tree, list):
         return [_with_tensors(value, file) for value in tree]

@@ -1,8 +1,10 @@
 """The driver of every training: resume, advance round by round, keep what each round made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from dpok_cli.engine.bases.fingerprint import SameModel
+from dpok_cli.engine.runs.folder import RunFolder, number_of
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
@@ -18,6 +20,8 @@ class Loop(Protocol):
 
     #: "round" or "step": what `advance` counts, and the first key of a record.
     unit: str
+    #: After how many of them `advance` returns a record.
+    record_every: int
     #: The number of the last round or step.
     last: int
     #: Images drawn (RL) or in the image set (SFT) so far, by all ranks.
@@ -47,9 +51,16 @@ def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
         session.run.checkpoints if session.run else None,
         config.keep,
         session.accelerator,
-        {"adapter": session.model.adapter, "updater": session.updater, "loop": loop},
+        {
+            "model": SameModel(session.model, config.model),
+            "adapter": session.model.adapter,
+            "updater": session.updater,
+            "loop": loop,
+        },
     )
     number = checkpoints.resume(session.warn)  # before anything is written: it may be refused
+    if session.run:
+        _compare_with_metrics(number, loop, session.run, session.warn)
     if number > loop.last:
         raise InputError(
             f"The run already has {number} {loop.unit}s: give --{loop.unit}s {number} or more."
@@ -85,6 +96,40 @@ def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
         outputs.save_adapter(loop.samples)
         loop.close()
         outputs.close()
+
+
+def _compare_with_metrics(
+    number: int, loop: Loop, run: RunFolder, warn: Callable[[str], None]
+) -> None:
+    """Compare what a resume found, the state after ``number``, with what the run left.
+
+    Raises InputError if the run has metrics and no checkpoint, though it wrote some.
+    """
+    history, unit = run.history(), loop.unit
+    if not history:
+        if number >= loop.record_every:
+            warn(f"{run.metrics} is gone or empty, so it begins after {unit} {number}.")
+        return
+    reached, every = int(number_of(history[-1])), run.read_config().get("checkpoint_every", 0)
+    if number == 0 and every == 0:
+        raise InputError(
+            f"{run.path} was trained with --checkpoint-every 0, so it has no checkpoint to resume"
+            " from. Start a new run."
+        )
+    # The metrics of a round are written before its checkpoint.
+    expected = (reached - 1) // every * every if every else 0
+    if number == 0 and expected:
+        raise InputError(
+            f"{run.path} has the metrics of {reached} {unit}s, but its checkpoints are gone: bring"
+            f" {run.checkpoints} back, or start a new run."
+        )
+    if number < expected or number == 0:
+        newest = (
+            f"The newest checkpoint is of {unit} {number}"
+            if number
+            else "No checkpoint was written"
+        )
+        warn(f"{newest}: {unit}s {number + 1} to {reached} are repeated.")
 
 
 def _is_due(number: int, every: int) -> bool:

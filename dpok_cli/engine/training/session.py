@@ -1,12 +1,16 @@
 """What surrounds a training: the processes, the run folder, the model with its adapter."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Self
 
 from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.bases.denoiser import Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.engine.distributed import accelerator_for, any_rank
+from dpok_cli.engine.distributed import accelerator_for, any_rank, on_main
 from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.runs.lock import one_writer
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.sampling.seeds import purpose_seed
 from dpok_cli.engine.training.updater import Updater
@@ -25,8 +29,10 @@ class Session:
         warn: Callable[[str], None],
         steps: int,
     ):
-        """Prepare the model, which gets an adapter if it has none, for this many optimizer steps.
+        """Prepare the model, which gets a new adapter, for this many optimizer steps.
 
+        An adapter that it has from another training is removed: `init_adapter` names what to start
+        from. Within a ``with`` block the session is the run's only writer, or raises InputError.
         Without a ``run`` nothing is kept. ``stop()`` says whether to end early; ``warn`` gets each
         warning, on rank 0 only.
         """
@@ -40,12 +46,7 @@ class Session:
             log_with=config.tracker if run and config.tracker else None,
             project_dir=run.path if run else None,
         )
-        if not model.adapter:
-            model.adapter.start(config, run)
-        if run and config.init_adapter and self.is_main and not run.has_checkpoints():
-            model.adapter.save(
-                run.initial_adapter
-            )  # a resume needs its layers, and its text encoder's
+        model.adapter.start(config, run)
         network = model.pipeline.unet
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -55,6 +56,19 @@ class Session:
         self.sampler = Sampler(model, config, self.denoiser, self.accelerator.autocast)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
+
+    def __enter__(self) -> Self:
+        self._lock = ExitStack()
+        if self.run:
+            lock = partial(one_writer, self.run.path)
+            self._lock.enter_context(on_main(lock, self.accelerator))
+            if self.config.init_adapter and self.is_main and not self.run.has_checkpoints():
+                # A resume needs its layers, and those of its text encoder.
+                self.model.adapter.save(self.run.initial_adapter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     @property
     def is_main(self) -> bool:

@@ -1,4 +1,4 @@
-"""Graceful stops: after Ctrl-C or SIGTERM a run ends at a safe point, where nothing is lost."""
+"""Graceful stops: after Ctrl-C, SIGTERM or SIGHUP a run ends at a safe point; nothing is lost."""
 
 import signal
 import threading
@@ -6,30 +6,40 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: SIGHUP comes when the terminal closes or ssh drops; Windows has none.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+
+BROKEN_PIPE = 13  # SIGPIPE, which Windows does not have
 
 
 class Stop:
     """Within ``with Stop() as stop``, a signal requests a stop; a second one interrupts at once.
 
     The loops ask ``requested`` between batches, write a checkpoint and end. ``tell`` is called at
-    the first signal, in a thread, so that the user sees that it arrived.
+    the first signal, in a thread, so that the user sees that it arrived. ``reader_is_gone()`` says
+    whether the program that read the log has ended, which requests a stop as well.
     """
 
-    def __init__(self, tell: Callable[[], None] = lambda: None) -> None:
-        self.signal, self.tell = 0, tell
+    def __init__(
+        self,
+        tell: Callable[[], None] = lambda: None,
+        reader_is_gone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.signal, self.tell, self.reader_is_gone = 0, tell, reader_is_gone
 
     def requested(self) -> bool:
-        """Return whether a signal has come."""
-        return self.signal != 0
+        """Return whether to stop."""
+        return self.signal != 0 or self.reader_is_gone()
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a program that the signal ended: 130 or 143."""
-        return 128 + self.signal
+        """The exit code of a program that the signal ended: 130, 143 or 129; 141 by SIGPIPE."""
+        return 128 + (self.signal or BROKEN_PIPE)
 
     def __enter__(self) -> Self:
-        self._before = {each: signal.signal(each, self._ask) for each in SIGNALS}
+        # What nohup makes a program ignore stays ignored.
+        heard = [each for each in SIGNALS if not _is_ignored_hangup(each)]
+        self._before = {each: signal.signal(each, self._ask) for each in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,3 +53,7 @@ class Stop:
         self.signal = number
         # The signal may arrive during a write, and a stream refuses nested writes.
         threading.Thread(target=self.tell).start()
+
+
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN

@@ -23,6 +23,7 @@ from dpok_cli.errors import NotFiniteError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.images import to_pil
+from support.evaluations import open_folder
 
 PROMPTS = (Prompt("a green rabbit", "seen"), Prompt("two cats", "unseen"))
 
@@ -46,7 +47,7 @@ def make(make_config, adapter, tmp_path):
         )
         contenders = (Contender(BASE), Contender("tuned", adapter))
         evaluation = Evaluation(config, contenders, PROMPTS, ("green",))
-        return evaluation, EvaluationFolder.open(tmp_path / folder, evaluation)
+        return evaluation, open_folder(tmp_path / folder, evaluation)
 
     return make
 

@@ -10,6 +10,7 @@ from dpok_cli.engine.evaluation.contenders import BASE, Contender, find_contende
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
 from dpok_cli.engine.evaluation.plan import Evaluation, Place, Prompt
 from dpok_cli.errors import InputError
+from support.evaluations import open_folder
 
 
 def an_evaluation(**changes):
@@ -20,8 +21,8 @@ def an_evaluation(**changes):
 
 def test_a_folder_of_other_settings_is_refused_by_name(tmp_path):
     path = tmp_path / "evaluation"
-    EvaluationFolder.open(path, an_evaluation())
-    EvaluationFolder.open(path, an_evaluation(device="cpu", runs_dir="elsewhere"))
+    open_folder(path, an_evaluation())
+    open_folder(path, an_evaluation(device="cpu", runs_dir="elsewhere"))
     before = (path / "settings.json").read_text()
     for change, message in (
         ({"eta": 0.5}, r"eta = 1\.0 there, 0\.5 now"),
@@ -30,7 +31,7 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path):
         ({"sample_batch_size": 2}, "sample_batch_size = 16 there, 2 now"),
     ):
         with pytest.raises(InputError, match=message):
-            EvaluationFolder.open(path, an_evaluation(**change))
+            open_folder(path, an_evaluation(**change))
     assert (path / "settings.json").read_text() == before
 
 
@@ -42,17 +43,17 @@ def test_another_adapter_of_the_same_name_is_refused(tmp_path):
         contenders = (Contender(BASE), Contender("x", weights))
         return Evaluation(EvaluateConfig(), contenders, (Prompt("a", "given"),), ("judge",))
 
-    EvaluationFolder.open(tmp_path / "e", evaluation("one"))
-    EvaluationFolder.open(tmp_path / "e", evaluation("one"))
+    open_folder(tmp_path / "e", evaluation("one"))
+    open_folder(tmp_path / "e", evaluation("one"))
     with pytest.raises(InputError, match="models = "):
-        EvaluationFolder.open(tmp_path / "e", evaluation("two"))
+        open_folder(tmp_path / "e", evaluation("two"))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("all of it")
     with pytest.raises(InputError, match="is no evaluation"):
-        EvaluationFolder.open(tmp_path / "mine", an_evaluation())
+        open_folder(tmp_path / "mine", an_evaluation())
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 

@@ -65,6 +65,24 @@ def test_prompts_without_variants_are_a_remark(make_run, runs_dir):
     assert evaluation.remarks[0] == "There are no variants of 'justice for all'."
 
 
+def test_prompts_that_are_put_together_are_a_remark():
+    given = ("a red cat", "A red cat.", "a red dog", "a red dog", "a  red CAT", "a red dog")
+    config = EvaluateConfig(prompts=given, rewards=("judge",))
+    evaluation = settle(config, [Contender("x")], extra_prompts=["A red dog", "a red wolf"])
+    assert [each.text for each in evaluation.prompts] == ["a red cat", "a red dog", "a red wolf"]
+    assert evaluation.remarks == (
+        "Prompts that differ only in case, spaces or a final full stop are evaluated once:"
+        " 'A red cat.' as 'a red cat'; 'a  red CAT' as 'a red cat'; 'A red dog' as 'a red dog';"
+        " 'a red dog', given 3 times.",
+    )
+    many = tuple(f"a cat {number}" for number in range(9)) * 2
+    (remark,) = settle(EvaluateConfig(prompts=many, rewards=("clip",)), [Contender("x")]).remarks
+    assert remark.count("given 2 times") == 5
+    assert remark.endswith("; 4 more.")
+    apart = EvaluateConfig(prompts=("a red cat", "a red dog"), rewards=("judge",))
+    assert settle(apart, [Contender("x")]).remarks == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -12,11 +12,11 @@ from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.sampling.seeds import FRESH_SEEDS
 from dpok_cli.engine.sft.dataset.collect import collect
-from dpok_cli.engine.sft.dataset.store import ImageStore
 from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from support.writers import another_writer
 
 
 class Red(RewardModel):
@@ -236,9 +236,10 @@ def test_latents_that_are_gone_are_named(gather, tmp_path):
 
 
 def test_one_run_at_a_time(gather, tmp_path):
+    gather()
     with (
-        ImageStore(tmp_path / "set").locked(),
-        pytest.raises(InputError, match="Another run is filling"),
+        another_writer(tmp_path / "set"),
+        pytest.raises(InputError, match=r"Another dpok is writing to .*set: wait until it ends"),
     ):
         gather()
     gather()

@@ -1,11 +1,13 @@
 """Checkpoints: what goes in comes out, a damaged one is passed over, none is ever half there."""
 
 import json
+import math
 import random
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from dpok_cli.engine.training import checkpoint
 from dpok_cli.errors import InputError
@@ -14,7 +16,7 @@ STATE = {
     "number": 3,
     "name": "r\u00e9sum\u00e9",
     "nothing": None,
-    "rates": [0.1, 1e-300, True],
+    "rates": [0.1, 1e-300, True, float("inf"), float("-inf")],
     "adapter": {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.tensor([1, 2])},
     "list": [{"half": torch.tensor([0.5], dtype=torch.float16)}, []],
     "optimizer": {"state": {0: {"step": torch.tensor(4.0)}}},
@@ -37,6 +39,13 @@ def test_what_goes_in_comes_out(tmp_path):
     assert same(STATE, state)
     assert damaged == []
     assert not same(STATE | {"number": 4}, state)
+
+
+def test_a_number_that_is_not_finite_comes_out_and_the_header_is_json(tmp_path):
+    path = checkpoint.write(tmp_path, 1, {"norm": [float("nan")]}, keep=1)
+    assert math.isnan(checkpoint.read(path)["norm"][0])
+    with safe_open(path / checkpoint.STATE, "pt") as file:
+        assert json.loads(file.metadata()["state"]) == {"norm": [{"__number__": "nan"}]}
 
 
 def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path):

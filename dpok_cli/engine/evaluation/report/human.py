@@ -7,7 +7,6 @@ each model for one prompt, and says which set fits the prompt better and which l
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.evaluation.report.html import picture, template
 from dpok_cli.engine.runs.files import write_text
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps
 
 SET = 4  # images of each model on a screen
 #: The most sets for one model and prompt, and on the page.
@@ -38,7 +38,7 @@ def write_human_page(evaluation: Evaluation, folder: EvaluationFolder) -> Path:
     `check_samples`.
     """
     check_samples(evaluation)
-    settings = json.dumps(evaluation.settings(), sort_keys=True).encode()
+    settings = dumps(evaluation.settings(), sort_keys=True).encode()
     study = hashlib.sha256(b"human" + settings).hexdigest()[:16]
     random = np.random.default_rng(int(study, 16))
     sets = _sets(evaluation)
@@ -60,7 +60,7 @@ def write_human_page(evaluation: Evaluation, folder: EvaluationFolder) -> Path:
         pictures = [[picture(folder.image(who, Place(row, s))) for s in seeds] for who in sides]
         screens.append({"id": name, "prompt": prompt.text, "sides": pictures})
     page = template("human.html.j2").render(study=study, screens=screens)
-    write_text(folder.key, json.dumps({"study": study, "sets": key}, indent=2) + "\n")
+    write_text(folder.key, dumps({"study": study, "sets": key}, indent=2) + "\n")
     write_text(folder.human, page)
     return folder.human
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpok_cli.engine.evaluation.contenders import BASE
 from dpok_cli.engine.runs.files import replacing
+from dpok_cli.engine.runs.plots import plain_texts
 
 Results = dict[str, Any]
 
@@ -44,6 +45,7 @@ def _group_rows(results: Results) -> list[dict[str, Any]]:
     return [row for row in results["rows"] if row["scope"] == "group" and row["measure"] in rewards]
 
 
+@plain_texts()
 def _plot(
     results: Results, keys: tuple[str, str, str], title: str, reference: float | None, file: Path
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from dpok_cli.engine.evaluation.contenders import BASE
 from dpok_cli.engine.evaluation.statistics import agreement, bootstrap_weights, interval
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import read_text
 
 QUESTIONS = ("alignment", "quality")
 CHOICES = ("left", "right", "tie")
@@ -118,9 +119,7 @@ def _find_key(study: str, folders: Sequence[Path]) -> Key:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {file}: {error.strerror}.") from error
+        return json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON: {error}.") from error
 

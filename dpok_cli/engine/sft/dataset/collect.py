@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.distributed import all_gather_result, shard, unshard
-from dpok_cli.engine.sft.dataset.imagefolder import is_own
+from dpok_cli.engine.distributed import all_gather_result, on_main, shard, unshard
+from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.sft.dataset.imagefolder import METADATA, is_own
 from dpok_cli.engine.sft.dataset.sources import ImageSource, OwnFolder, Reference
 from dpok_cli.engine.sft.dataset.store import ImageStore, Picture
 from dpok_cli.engine.training.session import Session
@@ -56,6 +57,8 @@ def collect(
         raise InputError("dataset: without a run folder the images need one: name a folder.")
     kept_with_run = session.run.path / "dataset" if session.run else Path()
     store = ImageStore(kept_with_run if own_folder or given is None else given)
+    if session.run:
+        _check_complete(config, session.run, kept_with_run, store, own_folder)
     source: ImageSource
     if own_folder and given:
         source = OwnFolder(given, session.model)
@@ -75,6 +78,24 @@ def collect(
     return ImageSet(latents, prompts, scores, source.evaluations, store.folder)
 
 
+def _check_complete(
+    config: TrainSFTConfig, run: RunFolder, kept_with_run: Path, store: ImageStore, own: bool
+) -> None:
+    """Raise InputError if a run that is resumed lacks images that it had."""
+    lost = ""
+    if not own and "folder" in ImageStore(kept_with_run).settings():
+        lost = f"The image folder {config.dataset} is not there, or has no {METADATA}"
+    elif run.has_checkpoints():
+        store.read()
+        if not store.entries or (not own and len(store.entries) < config.images):
+            lost = f"{store.folder} has {len(store.entries)} images, fewer than the run trained on"
+    if lost:
+        raise InputError(
+            f"{lost}. If it was moved, give --dataset its new place; if it is on another disk,"
+            " mount that."
+        )
+
+
 @dataclass
 class _Collector:
     """Fills a store, each rank with its shard; rank 0 writes."""
@@ -90,14 +111,7 @@ class _Collector:
 
     def run(self, source: ImageSource) -> bool:
         """Draw and score what is missing; returns whether the set is complete."""
-        with ExitStack() as lock:
-
-            def begin() -> None:
-                if self.accelerator.is_main_process:
-                    lock.enter_context(self.store.locked())
-                    self.store.begin(source.settings)
-
-            all_gather_result(begin, self.accelerator)
+        with on_main(partial(self.store.writing, source.settings), self.accelerator):
             self.store.read()  # as rank 0 has repaired it
             return self._fill(source)
 

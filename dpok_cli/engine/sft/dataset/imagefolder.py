@@ -5,14 +5,17 @@ that dpok filled has a ``settings.json`` too; one without is the user's, and is 
 """
 
 import json
-from pathlib import Path, PurePosixPath
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
+from dpok_cli.engine.runs.lock import is_free
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import check_image, is_unicode, read_text
 
 METADATA, SETTINGS = "metadata.jsonl", "settings.json"
-#: What Pillow reads by itself; some other formats would have it run other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
 Entry = dict[str, Any]
 
@@ -25,8 +28,8 @@ def check_dataset(folder: Path) -> None:
         read_settings(folder)
     elif is_own(folder):
         for entry in own_entries(folder):
-            _check_image(folder / entry["file_name"])
-    elif not folder.is_dir() or any(folder.iterdir()):
+            check_image(folder / entry["file_name"])
+    elif not is_free(folder):
         raise InputError(
             f"{folder} is no image set: it has no {METADATA}. Give --dataset a new folder, one that"
             " an earlier run filled, or images with that file."
@@ -42,7 +45,7 @@ def own_entries(folder: Path) -> list[Entry]:
     """Return the lines of the user's folder; raises InputError for one that cannot be used."""
     file = folder / METADATA
     entries = []
-    for number, line in enumerate(_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -54,12 +57,10 @@ def own_entries(folder: Path) -> list[Entry]:
             raise InputError(f"{where}: it has no file_name.")
         if not isinstance(prompt, str) or not prompt.strip():
             raise InputError(f"{where}: it has no prompt, as text or prompt.")
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise InputError(f"{where}: file_name {name!r} leads out of the folder.")
-        if not (folder / path).is_file():
-            raise InputError(f"{where}: there is no file {folder / path}.")
-        entries.append({"file_name": name, "text": prompt})
+        for value in (name, prompt):
+            if not is_unicode(value):
+                raise InputError(f"{where}: the text {value!r} is not valid Unicode.")
+        entries.append({"file_name": _file_name(folder, name, where), "text": prompt})
     if not entries:
         raise InputError(f"{file} names no image.")
     return entries
@@ -77,19 +78,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_image(file: Path) -> None:
-    """Raise InputError for a file without an image's header; reads no pixels."""
-    from PIL import Image
-
-    try:
-        Image.open(file, formats=FORMATS).close()
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{file} cannot be read as an image: {error}. Repair it, or remove its line from"
-            f" {METADATA}."
-        ) from error
-
-
 def parse(line: str) -> Entry | None:
     """Return the JSON object in a line; None for anything else, such as a truncated line."""
     try:
@@ -99,8 +87,18 @@ def parse(line: str) -> Entry | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}.") from error
+def _file_name(folder: Path, name: str, where: str) -> str:
+    """Return a name of a file in the folder as this system writes it; raises InputError."""
+    for written in _spellings(name):
+        path = Path(written)
+        if path.anchor or ".." in path.parts:
+            raise InputError(f"{where}: file_name {name!r} leads out of the folder.")
+        if os.path.isfile(folder / path):  # Path.is_file raises for a name that is too long
+            return written
+    raise InputError(f"{where}: there is no file {folder / name}.")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    r"""Yield a name as given, and as Windows (with \) and macOS (accents apart) write it."""
+    for separated in (name, name.replace("\\", "/")):
+        yield from (separated, normalize("NFC", separated), normalize("NFD", separated))

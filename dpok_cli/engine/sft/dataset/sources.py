@@ -11,12 +11,13 @@ from PIL import Image, ImageOps
 
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.fingerprint import fingerprint
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.sampling.seeds import first_image_set_seed
-from dpok_cli.engine.sft.dataset.imagefolder import FORMATS, METADATA, own_entries
+from dpok_cli.engine.sft.dataset.imagefolder import METADATA, own_entries
 from dpok_cli.engine.sft.dataset.store import Picture
-from dpok_cli.errors import InputError
+from dpok_cli.inputs import read_image
 
 
 class ImageSource(Protocol):
@@ -105,23 +106,5 @@ class OwnFolder:
 
     def _read(self, file: Path) -> torch.Tensor:
         height, width = self.model.size
-        try:
-            with Image.open(file, formats=FORMATS) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-                image = ImageOps.fit(upright, (width, height), Image.Resampling.BICUBIC)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file} cannot be read as an image: {error}.") from error
+        image = ImageOps.fit(read_image(file), (width, height), Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def fingerprint(model: DiffusionModel) -> str:
-    """Return the SHA-256 of all that the reference model's images depend on."""
-    noise = [each for each in model.scheduler.config.items() if not each[0].startswith("_")]
-    digest = hashlib.sha256(repr(sorted(noise)).encode())
-    pipeline = model.pipeline
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        for name, weight in part.named_parameters():
-            if ".lora_" not in name:
-                flat = weight.detach().cpu().contiguous().flatten()
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

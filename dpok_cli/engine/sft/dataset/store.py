@@ -10,7 +10,6 @@ A batch's images and latents are written first and its lines last, so a batch wi
 lines counts as not drawn.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +23,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.runs.files import make_folder, replacing, write_text
+from dpok_cli.engine.runs.lock import one_writer
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
 from dpok_cli.errors import InputError
+from dpok_cli.strict_json import dumps
 
-#: Settings in which a set may differ from a run's: the model's name, and the seed, which belongs
-#: to the set.
-MAY_DIFFER = {"model", "seed"}
+#: Settings in which a set may differ from a run's: where the model and the user's images lie, and
+#: the seed, which belongs to the set.
+MAY_DIFFER = {"model", "folder", "seed"}
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,25 @@ class ImageStore:
         self.entries: list[Entry] = []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other runs from writing to the folder; raises InputError if one does."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"Cannot make the folder {self.folder}: {error.strerror}.") from error
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                import fcntl
+    def writing(self, settings: Mapping[str, Any]) -> Iterator[None]:
+        """Make the set, or repair an interrupted one, and write to it within the block.
 
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:  # this system has no such lock
-                pass
-            except OSError as error:
-                raise InputError(
-                    f"Another run is filling {self.folder}: wait for it, or give another --dataset."
-                ) from error
+        Raises InputError if its settings differ, or if another run writes to it.
+        """
+        make_folder(self.folder, "--dataset")
+        with one_writer(self.folder):
+            self._begin(settings)
             yield
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the set was made with; {} for a new set."""
         return read_settings(self.folder) if (self.folder / SETTINGS).exists() else {}
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
-        """Make the set, or repair an interrupted one; raises InputError if its settings differ."""
+    def _begin(self, settings: Mapping[str, Any]) -> None:
         if made := self.settings():
             check_same(self.folder, made, settings)
         else:
-            write_text(self.folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+            write_text(self.folder / SETTINGS, dumps(settings, indent=2) + "\n")
         for name in ("images", "latents"):
             (self.folder / name).mkdir(exist_ok=True)
         self.read()
@@ -173,7 +164,7 @@ def check_same(folder: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) 
 
 
 def _lines(entries: Sequence[Entry]) -> str:
-    return "".join(json.dumps(entry) + "\n" for entry in entries)
+    return "".join(dumps(entry) + "\n" for entry in entries)
 
 
 def _save_image(pixels: Tensor, file: Path) -> None:

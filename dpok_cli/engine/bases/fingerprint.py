@@ -1,0 +1,40 @@
+"""The fingerprint of a base model: where it lies may change, what it computes may not."""
+
+import hashlib
+
+import torch
+
+from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.errors import InputError
+
+
+def fingerprint(model: DiffusionModel) -> str:
+    """Return the SHA-256 of all that the reference model's images depend on."""
+    noise = [each for each in model.scheduler.config.items() if not each[0].startswith("_")]
+    digest = hashlib.sha256(repr(sorted(noise)).encode())
+    pipeline = model.pipeline
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        for name, weight in part.named_parameters():
+            if ".lora_" not in name:
+                flat = weight.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class SameModel:
+    """The part of a checkpoint that says which base model the run is of."""
+
+    def __init__(self, model: DiffusionModel, name: str):
+        """``name`` is the model as the user gave it."""
+        self.fingerprint, self.name = fingerprint(model), name
+
+    def state_dict(self) -> str:
+        return self.fingerprint
+
+    def load_state_dict(self, state: str) -> None:
+        """Raise InputError if the checkpoint is of a model with other weights."""
+        if state != self.fingerprint:
+            raise InputError(
+                f"The run was trained on another model than {self.name}, or its weights or"
+                " scheduler have changed since. Give --model the one that it was trained on."
+            )

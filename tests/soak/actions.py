@@ -1,0 +1,376 @@
+"""The commands of a soak: what each is called with, may write, and must leave.
+
+What is called is chosen by chance alone, never by what earlier commands did, so that a seed repeats
+it. What must hold follows from the folder as it is just before the command.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+from soak.files import strict
+from soak.odd import BAD, NAMES, PLACES, PROMPTS
+from soak.world import Command, Streams, World, command_of, config_of, is_trained, records
+
+#: Settings with which a training takes about a second.
+SMALL = (
+    "--num-inference-steps=2 --sample-count=2 --lora-rank=2 --evaluation-samples=2 --device=cpu"
+    " --tracker="
+).split()
+RL = "--samples-per-round=4 --updates-per-round=2 --batch-size=4 --sample-every=2".split()
+SFT = (
+    "--batch-size=2 --sample-batch-size=2 --log-every=1 --checkpoint-every=1 --sample-every=2"
+).split()
+JPEG = ("jpeg-compressibility", "jpeg-incompressibility")
+#: Where stdout and stderr go (`Streams`).
+STREAMS = [
+    *(("closed", ""), ("", "closed"), ("closed", "closed"), ("full", ""), ("", "full")),
+    *(("broken", ""), ("", "broken"), ("broken", "broken")),
+]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+
+
+class Action:
+    """A command line; `expect` and `check` are called just before and after it ran."""
+
+    def __init__(self, *arguments: str):
+        self.arguments = arguments
+        #: Folders that it may change, as a user writes them.
+        self.writes: list[str] = []
+        #: Exit codes that are right, if no signal comes.
+        self.codes = {0}
+        self.signals: list[tuple[float, signal.Signals]] = []
+        self.streams, self.environment = Streams(), {}
+        #: Seconds until the next command, if that runs at once.
+        self.pause = 0.0
+        #: Whether it runs beside another, which may have changed what it found.
+        self.alone = True
+        self.hangs = False
+        #: Whether its folder must be new or empty.
+        self.once = False
+        #: Whether the command writes until it ends, so that a stop must say how to go on.
+        self.trains = False
+
+    def __str__(self) -> str:
+        words = [*(f"{key}={value}" for key, value in self.environment.items()), "dpok"]
+        words += [shlex.quote(text) for text in self.arguments]
+        sent = "".join(f"  # {which.name} after {delay:.2f} s" for delay, which in self.signals)
+        return f"{' '.join(words)} {self.streams}{sent}".rstrip()
+
+    def prepare(self, model: Path) -> None:
+        """Name the model, where a command does not find it out."""
+
+    def expect(self, world: World) -> None:
+        """Set ``codes`` to those that are right in a folder as it is."""
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        """Yield what is missing or wrong after exit code 0."""
+        return iter(())
+
+
+class Training(Action):
+    """A new run; ``where`` is its folder."""
+
+    def __init__(self, chance: Random):
+        self.command = chance.choices(("train-rl", "train-sft"), (3, 2))[0]
+        self.runs, self.name = chance.choice(PLACES), chance.choice(NAMES)
+        if chance.random() < 0.6:
+            self.runs, self.name = "runs", f"run-{chance.randrange(40)}"
+        self.prompts = chance.sample(PROMPTS, chance.choice((1, 1, 2)))
+        self.length = chance.randint(1, 4)
+        own = RL if self.command == "train-rl" else [*SFT, "--images=4", "--gamma=5"]
+        unit = "rounds" if self.command == "train-rl" else "steps"
+        flags = [*own, *SMALL, f"--{unit}={self.length}", f"--reward={chance.choice(JPEG)}"]
+        flags += [f"--prompt={text}" for text in self.prompts]
+        if self.command == "train-rl" and chance.random() < 0.3:
+            flags += ["--advantage=value", "--value-updates=1", "--buffer-size=16"]
+        if chance.random() < 0.1:
+            flags.append("--tracker=tensorboard")
+        if chance.random() < 0.1:
+            flags.append("--checkpoint-every=0")
+        super().__init__(self.command, *flags, f"--runs-dir={self.runs}", f"--name={self.name}")
+        self.where = f"{self.runs}/{self.name}"
+        self.writes = [self.where]
+        self.data = ""
+        if self.command == "train-sft" and chance.random() < 0.4:
+            self.data = chance.choice(("images", "my images/[1]", "a=b"))
+            self.arguments += (f"--dataset={self.data}",)
+            self.writes.append(self.data)
+        self.trains = self.once = True
+
+    def prepare(self, model: Path) -> None:
+        self.arguments += (f"--model={model}",)
+
+    def expect(self, world: World) -> None:
+        path = world.path(self.where)
+        odd = not self.name.startswith("run-") or any(map(is_no_text, self.prompts))
+        self.codes = {0, 2} if odd or self.data else {0}
+        if path.is_dir() and any(path.iterdir()):
+            self.codes = {2}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        yield from complete(world.path(self.where), self.command, self.length if self.alone else 0)
+        settings = config_of(world.path(self.where)) or {}
+        if settings.get("prompts") != self.prompts:
+            yield f"config.toml has other prompts: {settings.get('prompts')!r}"
+        yield from results(done, "Adapter: ")
+
+
+class Resume(Action):
+    """A run that is resumed, whatever became of it, perhaps for more rounds."""
+
+    def __init__(self, chance: Random, run: Training):
+        self.run = run
+        wrong = {"train-rl": "train-sft", "train-sft": "train-rl"}[run.command]
+        self.command = wrong if chance.random() < 0.05 else run.command
+        self.more = chance.choice((0, 0, 0, 1, 5, -1))
+        super().__init__(self.command, *named(chance, run, "--resume"))
+        if self.more:
+            unit = "rounds" if run.command == "train-rl" else "steps"
+            self.arguments += (f"--{unit}={max(1, run.length + self.more)}",)
+        self.writes, self.trains = list(run.writes), True
+
+    def expect(self, world: World) -> None:
+        path = world.path(self.run.where)
+        settings, unit = config_of(path), {"train-rl": "rounds"}.get(self.run.command, "steps")
+        self.length = 0
+        if settings is None or command_of(path) != self.command:
+            self.codes = {2}
+            return
+        done = max((int(each.name) for each in path.glob("checkpoints/[0-9]*")), default=0)
+        asked = max(1, self.run.length + self.more) if self.more else settings[unit]
+        self.length = asked
+        # With a few checkpoints removed it may have begun again.
+        self.codes = {0} if asked >= done else {2}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        path = world.path(self.run.where)
+        yield from complete(path, self.command, self.length if self.alone else 0)
+        yield from results(done, "Adapter: ")
+
+
+class Sample(Action):
+    """Images of the base model, a run, or an adapter."""
+
+    def __init__(self, chance: Random, run: Training | None):
+        self.run, self.adapter = run, run is not None and chance.random() < 0.3
+        self.output = f"{chance.choice(PLACES)}/drawn-{chance.randrange(20)}"
+        self.seeds = chance.choice(("0", "0-2", "3,9", "9223372036854775806"))
+        flags = [f"--seeds={self.seeds}", f"--output={self.output}", "--device=cpu"]
+        self.prompts = None
+        if run is None or self.adapter:
+            self.prompts = [chance.choice(PROMPTS)]
+            flags += [f"--prompt={self.prompts[0]}", "--num-inference-steps=2"]
+        if run and self.adapter:
+            flags.append(f"--adapter={run.where}/adapter")
+        elif run:
+            flags += named(chance, run, "--run")
+        if run and chance.random() < 0.4:
+            flags.append("--before")
+        super().__init__("sample", *flags)
+        self.writes, self.once = [self.output], True
+
+    def prepare(self, model: Path) -> None:
+        if self.prompts:
+            self.arguments += (f"--model={model}",)
+
+    def expect(self, world: World) -> None:
+        output = world.path(self.output)
+        taken = output.is_dir() and any(output.iterdir())
+        there = self.run is None or is_trained(world.path(self.run.where))
+        no_text = any(map(is_no_text, self.prompts or ()))
+        self.codes = {2} if taken or not there or no_text else {0}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        output = world.path(self.output)
+        manifest = strict((output / "manifest.json").read_text(encoding="utf-8"))
+        for image in manifest["images"]:
+            if not (output / image["file"]).is_file():
+                yield f"{image['file']} is in the manifest alone"
+        if self.prompts and {image["prompt"] for image in manifest["images"]} != {*self.prompts}:
+            yield "the manifest has other prompts"
+        yield from results(done, "", ".png")
+
+
+class Evaluate(Action):
+    """Runs and adapters against the base."""
+
+    def __init__(self, chance: Random, runs: list[Training]):
+        self.runs, self.json = runs, chance.random() < 0.3
+        self.output = f"{chance.choice(PLACES)}/compared-{chance.randrange(4)}"
+        flags = [f"--output={self.output}", "--device=cpu", "--resamples=100"]
+        flags += [f"--samples={chance.choice((2, 4))}", f"--reward={chance.choice(JPEG)}"]
+        for run in runs:
+            if chance.random() < 0.3:
+                flags += [f"--adapter=it-{len(flags)}={run.where}/adapter"]
+            else:
+                flags += named(chance, run, "--run", several=True)
+        flags += ["--human"] if chance.random() < 0.3 else []
+        flags += ["--json"] if self.json else []
+        if chance.random() < 0.3:
+            flags.append("--sample-batch-size=1")
+        super().__init__("evaluate", *flags)
+        self.writes = [self.output]
+
+    def prepare(self, model: Path) -> None:
+        if any(text.startswith("--adapter=") for text in self.arguments):
+            self.arguments += (f"--model={model}", "--prompt=cat", "--num-inference-steps=2")
+
+    def expect(self, world: World) -> None:
+        ready = all(is_trained(world.path(run.where)) for run in self.runs)
+        known = {run.where for run in self.runs}
+        names = [Path(run.where).name for run in self.runs]
+        free = not world.path(self.output).exists()
+        certain = (
+            free and len(names) == len({*names, "base"}) - 1 and "--human" not in self.arguments
+        )
+        self.codes = ({0} if certain and len(known) == 1 else {0, 2}) if ready else {2}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        output = world.path(self.output)
+        for name in ("results.json", "results.csv", "report.html", "scores.jsonl"):
+            if not (output / name).is_file():
+                yield f"there is no {name}"
+        found = [
+            (one["model"], one["row"], one["seed"]) for one in records(output / "scores.jsonl")
+        ]
+        if len(found) != len({*found}):
+            yield "scores.jsonl has an image twice"
+        if self.json and not self.streams.out:
+            if strict(done.out) != strict((output / "results.json").read_text(encoding="utf-8")):
+                yield "--json prints other results than results.json has"
+        elif not self.json:
+            yield from results(done, "Report: ")
+
+
+class Show(Action):
+    """Commands that only print."""
+
+    def __init__(self, chance: Random):
+        self.prompt = chance.choice([text for text in PROMPTS if not is_no_text(text)])
+        settings = ("train-rl", f"--prompt={self.prompt}", "--print-config")
+        arguments = chance.choice(
+            [
+                ("rewards",),
+                ("rewards", "--json"),
+                ("rewards", "show", "jpeg-compressibility"),
+                ("rewards", "show", "clip", "--json"),
+                ("rewards", "check", "jpeg-compressibility", "--json"),
+                ("--version",),
+                ("train-sft", "--help"),
+                settings,
+                settings,
+            ]
+        )
+        super().__init__(*arguments)
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        if self.streams.out:
+            return
+        if not done.out.strip():
+            yield "nothing is printed"
+        if "--json" in self.arguments:
+            strict(done.out)
+        printed = tomllib.loads(done.out) if "--print-config" in self.arguments else {}
+        if printed.get("prompts", [self.prompt]) != [self.prompt]:
+            yield "--print-config has other prompts"
+
+
+class Bad(Action):
+    """Input that cannot be used."""
+
+    def __init__(self, chance: Random):
+        command = chance.choice(("train-rl", "train-sft", "sample", "evaluate"))
+        prompt = [] if command == "evaluate" else ["--prompt=cat"]
+        super().__init__(command, *prompt, *chance.choice(BAD))
+        self.codes = {2}
+
+
+def random_step(chance: Random, runs: list[Training], model: Path) -> list[Action]:
+    """Return a command, or two that run at once; ``runs`` are those begun so far, the last first
+    to be chosen."""
+    state = chance.getstate()
+    step = [_one(chance, runs)]
+    if chance.random() < 0.25:
+        if chance.random() < 0.5:  # the same once more
+            again = Random()
+            again.setstate(state)
+            step.append(_one(again, list(runs)))
+        else:
+            step.append(_one(chance, runs))
+        step[0].pause = chance.choice((0, 0, 0.2, 1))
+    for each in step:
+        each.prepare(model)
+        _disturb(chance, each)
+    return step
+
+
+def _one(chance: Random, runs: list[Training]) -> Action:
+    run = chance.choice(runs[-8:]) if runs else None
+    kinds = ("train", "resume", "sample", "evaluate", "show", "bad")
+    (kind,) = chance.choices(kinds, (8, 8, 4, 5, 2, 2))
+    if kind == "resume" and run:
+        return Resume(chance, run)
+    if kind == "sample":
+        return Sample(chance, run if chance.random() < 0.7 else None)
+    if kind == "evaluate" and run:
+        return Evaluate(chance, [run, *chance.sample(runs[-8:], chance.choice((0, 0, 0, 1)))])
+    if kind in ("show", "bad"):
+        return Show(chance) if kind == "show" else Bad(chance)
+    runs.append(made := Training(chance))
+    return made
+
+
+def _disturb(chance: Random, action: Action) -> None:
+    """Give a command signals, other streams or another environment, or none of that."""
+    fate = chance.random()
+    if fate < 0.35:
+        delay = chance.uniform(0.1, 2.5)
+        action.signals = [(delay, chance.choice(SIGNALS))]
+        if chance.random() < 0.3:
+            action.signals.append((delay + chance.uniform(0, 0.5), chance.choice(SIGNALS)))
+    elif fate < 0.47:
+        action.streams = Streams(*chance.choice(STREAMS), chance.uniform(0, 2))
+    action.environment = chance.choice(
+        [{}, {}, {}, {}, {"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {"LC_ALL": "C"}, {"COLUMNS": "20"}]
+    )
+
+
+def named(chance: Random, run: Training, flag: str, several: bool = False) -> list[str]:
+    """Name a run by its path, or by its name in its folder."""
+    if chance.random() < 0.5 and not several:
+        return [f"{flag}={run.name}", f"--runs-dir={run.runs}"]
+    return [f"{flag}={run.where}"]
+
+
+def complete(run: Path, command: str, length: int) -> Iterator[str]:
+    """Yield what a run that ended well lacks; a ``length`` of 0 is any."""
+    unit = "round" if command == "train-rl" else "step"
+    numbers = [record[unit] for record in records(run / "metrics.jsonl")]
+    if not numbers or numbers != list(range(1, (length or len(numbers)) + 1)):
+        yield f"metrics.jsonl has {unit}s {numbers}, not 1 to {length or 'the last'}"
+    for name in ("summary.json", "config.toml", "run.json", "adapter/README.md"):
+        if not (run / name).is_file():
+            yield f"there is no {name}"
+    if not is_trained(run):
+        yield "there is no adapter"
+
+
+def results(done: Command, start: str, end: str = "") -> Iterator[str]:
+    """Yield that stdout lacks the line of its result, or names a file that is not there."""
+    if done.action.streams.out:
+        return
+    for line in done.out.splitlines():
+        if line.startswith(start) and line.endswith(end):
+            return
+    yield f"stdout names no result: {done.out[-200:]!r}"
+
+
+def is_no_text(text: str) -> bool:
+    """Whether it holds bytes that were no UTF-8."""
+    return any("\udc80" <= letter <= "\udcff" for letter in text)
