@@ -101,10 +101,12 @@ def sample(
     from dpok_cli.engine.bases.load import load
     from dpok_cli.engine.runs.files import dated_folder
     from dpok_cli.engine.sampling.output import write_samples
+    from dpok_cli.engine.sampling.sampler import Sampler
 
     total = len(settings.prompts) * len(seeds)
     with advice_when_full(settings):
         model = load(settings, adapter)
+        Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
         picture = write_samples(
             model,
             settings,

@@ -108,8 +108,5 @@ class SampleConfig(SamplingConfig):
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a run's config that determines its images, on any machine."""
-    return {
-        field.name: config.get(field.name, field.default)  # older runs lack newer settings
-        for field in fields(SamplingConfig)
-        if field.name not in ("seed", "device")
-    }
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    return {key: value for key, value in config.items() if key in shared}

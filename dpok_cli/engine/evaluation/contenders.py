@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dpok_cli.config import sampling_settings
+from dpok_cli.config import SamplingConfig, sampling_settings
 from dpok_cli.config.fields import flag, shown
 from dpok_cli.engine.lora.files import ADAPTER_FILE, adapter_file, check_adapter
 from dpok_cli.engine.runs.folder import RunFolder
@@ -89,10 +89,11 @@ def shared_settings(contenders: Iterable[Contender], given: Iterable[str]) -> di
         return {}
     first, *others = runs
     shared = sampling_settings(first.config)
+    defaults = {each.name: each.default for each in fields(SamplingConfig)}  # of newer settings
     for other in others:
         theirs = sampling_settings(other.config)
         for key in sorted((shared.keys() | theirs.keys()) - _MAY_DIFFER - set(given)):
-            if shared.get(key) != theirs.get(key):
+            if shared.get(key, defaults[key]) != theirs.get(key, defaults[key]):
                 raise InputError(
                     f"{first.name} and {other.name} have different sampler settings: {flag(key)}"
                     f" {shown(shared.get(key))} and {shown(theirs.get(key))}. Compare runs with the"
