@@ -70,7 +70,7 @@ def with_dataset(settings: TrainSFTConfig) -> TrainSFTConfig:
         return settings
     from dpok_cli.engine.sft.dataset.imagefolder import check_dataset, is_own, own_entries
 
-    folder = Path(settings.dataset).expanduser().resolve()
+    folder = Path(settings.dataset).resolve()
     check_dataset(folder)
     prompts = settings.prompts
     if not prompts and is_own(folder):

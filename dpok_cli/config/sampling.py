@@ -26,6 +26,7 @@ class SamplingConfig(BaseConfig):
         " one.",
         Rule("a hub id, a folder or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER",
+        path=True,
     )
     prompts: tuple[str, ...] = setting(
         (),

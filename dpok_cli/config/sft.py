@@ -25,6 +25,7 @@ class TrainSFTConfig(TrainingConfig):
         "Folder that keeps the images for other runs, or an image folder of your own with a"
         " metadata.jsonl; by default in the run folder.",
         metavar="FOLDER",
+        path=True,
     )
 
     steps: int = setting(200, "Optimisation", "Optimizer steps.", at_least(1), may_change=True)
