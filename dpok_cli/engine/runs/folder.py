@@ -1,7 +1,6 @@
 """The run folder: the settings, metrics, checkpoints and results of a training."""
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -91,7 +90,7 @@ class RunFolder:
     def find(cls, run: str, runs_dir: str = "runs") -> "RunFolder | None":
         """Return a run by its path, or by its name in ``runs_dir``; None if there is none."""
         for path in (Path(at_home(run)), Path(at_home(runs_dir)) / run):
-            if os.path.isfile(path / "config.toml"):  # Path.is_file raises for too long a name
+            if (path / "config.toml").is_file():
                 return cls(path)
         return None
 
