@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dpok_cli.errors import InputError, suggest
-from dpok_cli.inputs import is_unicode
+from dpok_cli.inputs import at_home, is_unicode
 
 #: The panels of a command's help, in their order there.
 Panel = Literal[
@@ -72,6 +72,8 @@ class Setting:
     metavar: str | None = None
     #: Whether it may change when a run is resumed.
     may_change: bool = False
+    #: Whether it is a path, in which a leading ~ is the home folder.
+    path: bool = False
 
 
 def setting(
@@ -83,9 +85,10 @@ def setting(
     flag: str = "",
     metavar: str | None = None,
     may_change: bool = False,
+    path: bool = False,
 ) -> T:
     """Declare a setting, as the value of a dataclass field."""
-    known = Setting(panel, help, rule, flag, metavar, may_change)
+    known = Setting(panel, help, rule, flag, metavar, may_change, path)
     return field(default=default, metadata={"setting": known})
 
 
@@ -140,6 +143,8 @@ class BaseConfig:
         for name, known in settings_of(type(self)).items():
             typed = known.flag or name
             value = _of_type(typed, getattr(self, name), types[name])
+            if known.path:
+                value = at_home(value)
             object.__setattr__(self, name, value)
             if known.rule:
                 for one in value if known.rule.each else (value,):

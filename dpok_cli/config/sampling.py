@@ -26,6 +26,7 @@ class SamplingConfig(BaseConfig):
         " of one; tiny is the bundled one.",
         Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER|FILE",
+        path=True,
         may_change=True,  # its place; a checkpoint knows its weights
     )
     #: "" is the hub id that diffusers finds by the weights.
@@ -35,6 +36,7 @@ class SamplingConfig(BaseConfig):
         "Pipeline whose configuration a --model FILE has; by default that of its family, from the"
         " hub.",
         metavar="FOLDER|ID",
+        path=True,
         may_change=True,
     )
     vae: str = setting(
@@ -42,6 +44,7 @@ class SamplingConfig(BaseConfig):
         "Model",
         "VAE to use instead of the model's own.",
         metavar="ID|FOLDER|FILE",
+        path=True,
         may_change=True,
     )
     prompts: tuple[str, ...] = setting(
