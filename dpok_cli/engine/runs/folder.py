@@ -155,7 +155,7 @@ class RunFolder:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_config(self, config: TrainingConfig) -> None:
-        write_text(self.config, to_toml(config))
+        write_text(self.config, to_toml(config.located()))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.summary, dumps(summary, indent=2) + "\n")
