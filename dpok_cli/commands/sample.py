@@ -103,10 +103,12 @@ def sample(
     from dpok_cli.engine.bases.memory import check_memory
     from dpok_cli.engine.runs.files import dated_folder
     from dpok_cli.engine.sampling.output import write_samples
+    from dpok_cli.engine.sampling.sampler import Sampler
 
     total = len(settings.prompts) * len(seeds)
     with advice_when_full(settings):
         model = load(settings, adapter)
+        Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
         check_memory(settings, model, Held("seeds", images=total))  # the grid is of all images
         picture = write_samples(
             model,

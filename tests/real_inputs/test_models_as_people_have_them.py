@@ -196,3 +196,21 @@ def test_an_inpainting_unet_in_a_plain_pipeline(dpok, pipeline_folder, tmp_path)
     assert result.code == 2
     assert "its UNet takes 9 channels and its VAE's latents have 4." in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["inpainting"]
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline"])
+def test_a_hub_id_of_another_family(dpok, tmp_path, monkeypatch, kind):
+    """Its model_index.json is on this machine, and nothing else of it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub/models--some--model"
+    (folder / "snapshots" / "1").mkdir(parents=True)
+    (folder / "snapshots/1/model_index.json").write_text(json.dumps({"_class_name": kind}))
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("1")
+    result = dpok("train-rl", *DRAW, "--model=some/model", *TRAIN)
+    assert result.code == 2
+    assert result.err == (
+        f"Error: some/model holds a {kind}; only Stable Diffusion v1 and v2"
+        " (StableDiffusionPipeline) can be used.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]

@@ -10,6 +10,7 @@ import pytest
 
 COMMANDS = {
     "sample": "sample --seeds=0 --output=new",
+    "sample by date": "sample --seeds=0",
     "train-rl": "train-rl --name=x --rounds=1 --samples-per-round=2 --updates-per-round=1"
     " --batch-size=2 --reward=jpeg-compressibility --evaluation-samples=0 --sample-every=0"
     " --tracker=",

@@ -9,34 +9,34 @@ import pytest
 
 SAMPLE = "sample --prompt=cat --seeds=0-99999"
 CASES = {
-    "height": ("train-rl --height=100000", "height = 100000: must be a multiple of 8 up to 2048"),
-    "width of sample": (f"{SAMPLE} --width=100000", "width = 100000: must be a multiple of 8"),
+    "height": ("train-rl --height=100000", "--height 100000: must be a multiple of 8 up to 2048"),
+    "width of sample": (f"{SAMPLE} --width=100000", "--width 100000: must be a multiple of 8"),
     "height beyond all": (
         "evaluate --height=1000000000000000000",
-        "height = 1000000000000000000: must be",
+        "--height 1000000000000000000: must be",
     ),
-    "rank": ("train-sft --lora-rank=1000000000", "lora_rank = 1000000000: must be in [1, 1024]"),
+    "rank": ("train-sft --lora-rank=1000000000", "--lora-rank 1000000000: must be in [1, 1024]"),
     "samples of a round": (
         "train-rl --samples-per-round=1000000000",
-        "samples_per_round = 1000000000: needs more than",
+        "--samples-per-round 1000000000 needs more than",
     ),
-    "images": ("train-sft --images=1000000000000", "images = 1000000000000: needs more than"),
-    "batch of sft": ("train-sft --batch-size=1000000000", "batch_size = 1000000000: needs more"),
+    "images": ("train-sft --images=1000000000000", "--images 1000000000000 needs more than"),
+    "batch of sft": ("train-sft --batch-size=1000000000", "--batch-size 1000000000 needs more"),
     "evaluation": (
         "train-sft --evaluation-samples=1000000000",
-        "evaluation_samples = 1000000000: needs more than",
+        "--evaluation-samples 1000000000 needs more than",
     ),
     "grid": (
         "train-rl --sample-every=1 --sample-count=1000000000",
-        "sample_count = 1000000000: needs more than",
+        "--sample-count 1000000000 needs more than",
     ),
-    "samples of evaluate": ("evaluate --samples=1000000000", "samples = 1000000000: must be in"),
-    "resamples": ("evaluate --resamples=1000000000", "resamples = 1000000000: must be in"),
+    "samples of evaluate": ("evaluate --samples=1000000000", "--samples 1000000000: must be in"),
+    "resamples": ("evaluate --resamples=1000000000", "--resamples 1000000000: must be in"),
     "steps of evaluate": (
         "evaluate --num-inference-steps=1000000000",
         "this model has 999 at most",
     ),
-    "grid of sample": (f"{SAMPLE} --width=2048 --height=2048", "seeds = 0-99999: needs more than"),
+    "grid of sample": (f"{SAMPLE} --width=2048 --height=2048", "--seeds 0-99999 needs more than"),
 }
 
 

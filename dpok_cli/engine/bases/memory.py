@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from dpok_cli.config import SamplingConfig
-from dpok_cli.config.fields import Held
+from dpok_cli.config.fields import Held, flag
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.distributed import process_state
 from dpok_cli.errors import InputError
@@ -37,9 +37,9 @@ def check_memory(config: SamplingConfig, model: DiffusionModel, *more: Held) -> 
     need = values * FLOAT // process_state(config.device).num_processes
     if need > (memory := _memory(model.device)):
         raise InputError(
-            f"{setting} = {getattr(config, setting)}: needs more than {_size(need)} of memory for"
-            f" images of {width} x {height} pixels; this machine has {_size(memory)}. Give less, or"
-            " smaller images."
+            f"{flag(setting)} {getattr(config, setting)} needs more than {_size(need)} of memory"
+            f" for images of {width} x {height} pixels; this machine has {_size(memory)}. Give"
+            " less, or smaller images."
         )
 
 

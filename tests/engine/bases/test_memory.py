@@ -3,7 +3,7 @@
 import pytest
 
 from dpok_cli.config import SampleConfig, TrainSFTConfig
-from dpok_cli.config.fields import Held
+from dpok_cli.config.fields import Held, flag
 from dpok_cli.engine.bases import memory
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_refused(setting, make_config, model, monkeypatch):
     monkeypatch.setattr(memory, "_memory", lambda device: need)
     memory.check_memory(config, model)
     monkeypatch.setattr(memory, "_memory", lambda device: need - 1)
-    with pytest.raises(InputError, match=f"^{setting} = {getattr(config, setting)}: needs more"):
+    with pytest.raises(InputError, match=f"^{flag(setting)} {getattr(config, setting)} needs more"):
         memory.check_memory(config, model)
 
 
@@ -53,13 +53,13 @@ def test_a_batch_is_never_larger_than_what_is_drawn(make_config, model, monkeypa
     monkeypatch.setattr(memory, "_memory", lambda device: need)
     memory.check_memory(config, model)
     monkeypatch.setattr(memory, "_memory", lambda device: need - 1)
-    with pytest.raises(InputError, match="^sample_batch_size = 1000000000: needs more than"):
+    with pytest.raises(InputError, match="^--sample-batch-size 1000000000 needs more than"):
         memory.check_memory(config, model)
 
 
 def test_what_a_command_holds_besides(make_config, model, monkeypatch):
     config = make_config(SampleConfig, seeds="0-99")
     monkeypatch.setattr(memory, "_memory", lambda device: 100 * IMAGE - 1)
-    with pytest.raises(InputError, match=r"^seeds = 0-99: needs more than 0 GB .*16 x 16 pixels"):
+    with pytest.raises(InputError, match=r"^--seeds 0-99 needs more than 0 GB .*16 x 16 pixels"):
         memory.check_memory(config, model, Held("seeds", images=100))
     memory.check_memory(config, model)

@@ -55,7 +55,7 @@ def collect(
     given = Path(config.dataset) if config.dataset else None
     own_folder = given is not None and is_own(given)
     if session.run is None and (own_folder or given is None):
-        raise InputError("dataset: without a run folder the images need one: name a folder.")
+        raise InputError("--dataset: without a run folder the images need one: name a folder.")
     kept_with_run = session.run.path / "dataset" if session.run else Path()
     store = ImageStore(kept_with_run if own_folder or given is None else given)
     if session.run:
