@@ -69,7 +69,7 @@ CASES = {
     "serve at no port": (("serve-reward", "judge", "--port", "65536"), "'--port'"),
     "serve no megabyte": (("serve-reward", "judge", "--max-megabytes", "0"), "'--max-megabytes'"),
     # the model and the folders
-    "model is a file": ((*TRAIN, "--model", "./prompts.txt"), "it has no model_index.json"),
+    "model is a file": ((*TRAIN, "--model", "./prompts.txt"), "prompts.txt is not safetensors"),
     "model is empty": ((*SAMPLE, "--model", ""), "model = ''"),
     "model's name is too long": ((*TRAIN, "--model", f"./{LONG}"), "File name too long"),
     "model leads round in circles": ((*SAMPLE, "--model", "./loop"), "no model folder ./loop"),
