@@ -128,14 +128,14 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "no such layer": (
         nothing,
         f"{TRAIN} --lora-targets=to_x",
-        "lora_targets 'to_x'",
+        "--lora-targets 'to_x'",
     ),
     "more steps than the model has": (
         nothing,
         f"{TRAIN} --num-inference-steps=1001",
-        "num_inference_steps = 1001: this model has 999 at most",
+        "--num-inference-steps 1001: this model has 999 at most",
     ),
-    "no such device": (nothing, f"{TRAIN} --device=gpu", "device = 'gpu': "),
+    "no such device": (nothing, f"{TRAIN} --device=gpu", "--device 'gpu': "),
     # adapters
     "adapter of another base": (
         OF_ANOTHER_BASE,
@@ -226,12 +226,12 @@ CASES: dict[str, tuple[Damage, str, str]] = {
     "set of another sampler": (
         nothing,
         f"{SFT} --dataset={SFT_RUN}/dataset --num-inference-steps=7",
-        "was made with num_inference_steps = 2, not num_inference_steps = 7",
+        "was made with --num-inference-steps 2, not --num-inference-steps 7",
     ),
     "set of other prompts": (
         nothing,
         f"{SFT} --dataset={SFT_RUN}/dataset --num-inference-steps=2 --prompt=y",
-        "was made with prompts = ['cat'], not prompts = ['cat', 'y']",
+        "was made with --prompt 'cat', not --prompt 'cat', 'y'",
     ),
     "set is damaged": (
         replace(f"{SFT_RUN}/dataset/metadata.jsonl", '{"file_name": "images/000000.png"', "["),

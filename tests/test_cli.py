@@ -61,7 +61,7 @@ def test_as_a_module(tmp_path):
     command = [sys.executable, "-m", "dpok_cli", "train-rl", "--rounds", "0"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "Error: rounds = 0: must be >= 1.\n"
+    assert result.stderr == "Error: --rounds 0: must be >= 1.\n"
 
 
 def test_version_is_the_one_of_the_package(dpok):

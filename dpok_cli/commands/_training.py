@@ -47,13 +47,17 @@ def resolve(
     """Return the settings of a new run from flags and ``sources``, or of one that is resumed.
 
     An adapter to start from brings its rank, alpha and targets, except for those given as flags.
+    Paths are absolute, so that the run can be resumed and evaluated from another folder.
     """
+    from dpok_cli.rewards.spec import located
+
     if run is None:
-        settings = flags.resolve(kind, given, **sources)
+        settings = flags.resolve(kind, given, **sources).located()
+        settings = replace(settings, rewards=tuple(map(located, settings.rewards)))
         return _with_adapter(settings, given) if settings.init_adapter else settings
     if any(sources.values()):
         raise InputError("--resume takes the settings of the run: leave out other sources.")
-    return flags.resume(kind, given, run.config)
+    return flags.resume(kind, given, run.config).located()
 
 
 def _with_adapter(settings: Training, given: dict[str, Any]) -> Training:

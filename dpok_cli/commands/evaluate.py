@@ -171,9 +171,12 @@ def _evaluate(
 
     processes = process_state(evaluation.config.device)
     quiet = quiet or not processes.is_main_process
-    with start(evaluation, folder.path) as (reward, folder):
+    changed: list[str] = []
+    with start(evaluation, folder.path, changed.append) as (reward, folder):
         if not quiet:
             _announce(evaluation, folder)
+            for line in changed:
+                console.say(f"Warning: {line}")
         drawn = draw(evaluation, reward, folder)
         for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
             pass

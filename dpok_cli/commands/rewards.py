@@ -154,10 +154,10 @@ def _weights(reward: type[RewardModel]) -> str:
     if needed := _needed(reward):
         return f"by {needed[0]}="
     try:
-        files = reward().files(local_only=True)
+        is_here = all(file.exists() for file in reward().files(local_only=True))
     except PLUGIN_ERRORS:
-        return "not here"
-    return "here" if all(file.exists() for file in files) else "not here"
+        is_here = False
+    return "here" if is_here else "not here" + (" (model=tiny is)" if reward.has_tiny else "")
 
 
 def _needed(reward: type[RewardModel]) -> list[str]:

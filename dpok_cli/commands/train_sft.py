@@ -71,7 +71,7 @@ def with_dataset(settings: TrainSFTConfig, resumed: bool = False) -> TrainSFTCon
         return settings
     from dpok_cli.engine.sft.dataset.imagefolder import check_dataset, is_own, own_entries
 
-    folder = Path(settings.dataset).expanduser().resolve()
+    folder = Path(settings.dataset).resolve()
     if resumed:
         return replace(settings, dataset=str(folder))
     check_dataset(folder)

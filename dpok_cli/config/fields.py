@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from dpok_cli.errors import InputError, suggest
-from dpok_cli.inputs import is_unicode
+from dpok_cli.inputs import at_home, is_unicode
 
 #: The panels of a command's help, in their order there.
 Panel = Literal[
@@ -25,6 +25,9 @@ Panel = Literal[
     "Adapter",
     "Run",
 ]
+
+#: Of settings whose flag, which is repeated, has another name.
+FLAGS = {"prompts": "prompt", "rewards": "reward"}
 
 T = TypeVar("T")
 
@@ -69,6 +72,8 @@ class Setting:
     metavar: str | None = None
     #: Whether it may change when a run is resumed.
     may_change: bool = False
+    #: Whether it is a path, in which a leading ~ is the home folder.
+    path: bool = False
 
 
 def setting(
@@ -80,9 +85,10 @@ def setting(
     flag: str = "",
     metavar: str | None = None,
     may_change: bool = False,
+    path: bool = False,
 ) -> T:
     """Declare a setting, as the value of a dataclass field."""
-    known = Setting(panel, help, rule, flag, metavar, may_change)
+    known = Setting(panel, help, rule, flag, metavar, may_change, path)
     return field(default=default, metadata={"setting": known})
 
 
@@ -97,11 +103,27 @@ def settings_of(kind: type) -> dict[str, Setting]:
     return {each.name: each.metadata["setting"] for each in fields(kind)}
 
 
+def flag(name: str) -> str:
+    """Return the flag of a setting, for messages; ``name`` is its field's, or the flag's own."""
+    return "--" + FLAGS.get(name, name).replace("_", "-")
+
+
+def typed(key: str, kind: type, value: str) -> str:
+    """Return an entry of a settings file as the user types it: as a flag, if it has one."""
+    return f"{flag(key)} {value}" if key in settings_of(kind) else f"{key} = {value}"
+
+
+def shown(value: object) -> str:
+    """Write a setting's value for a message; several are separated by commas."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(repr, value)) or "none"
+    return repr(value)
+
+
 def must(holds: bool, name: str, value: object, what: str) -> None:
     """Raise InputError unless a condition holds; ``what`` completes "must be ..."."""
     if not holds:
-        shown = list(value) if isinstance(value, tuple) else value
-        raise InputError(f"{name} = {shown!r}: must be {what}.")
+        raise InputError(f"{flag(name)} {shown(value)}: must be {what}.")
 
 
 @dataclass(frozen=True)
@@ -119,11 +141,14 @@ class BaseConfig:
     def __post_init__(self) -> None:
         types = typing.get_type_hints(type(self))
         for name, known in settings_of(type(self)).items():
-            value = _of_type(name, getattr(self, name), types[name])
+            typed = known.flag or name
+            value = _of_type(typed, getattr(self, name), types[name])
+            if known.path:
+                value = at_home(value)
             object.__setattr__(self, name, value)
             if known.rule:
                 for one in value if known.rule.each else (value,):
-                    must(known.rule.holds(one), name, one, known.rule.text)
+                    must(known.rule.holds(one), typed, one, known.rule.text)
         for part in reversed(type(self).__mro__):
             if check := vars(part).get("check"):
                 check(self, self)
@@ -146,7 +171,7 @@ def _of_type(name: str, value: Any, kind: Any) -> Any:
         choices = typing.get_args(kind)
         if value not in choices:
             advice = suggest(str(value), filter(None, choices))
-            raise InputError(f"{name} = {value!r}: no such choice.{advice}")
+            raise InputError(f"{flag(name)} {value!r}: no such choice.{advice}")
     elif typing.get_origin(kind) is tuple:
         texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
         must(texts, name, value, "a list of strings")

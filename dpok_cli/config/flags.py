@@ -1,20 +1,22 @@
 """Command-line flags: those of a config made from its fields, and those that commands share."""
 
+import functools
 import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import typer
 
 from dpok_cli import config
 from dpok_cli.config import TINY, Config, SamplingConfig
-from dpok_cli.config.fields import Panel, Setting, settings_of
+from dpok_cli.config.fields import Panel, Setting, flag, settings_of, shown
 from dpok_cli.config.sources import preset_values
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import at_home
 from dpok_cli.prompts.files import PromptFile
 
 #: The panels of the help, in their order there.
@@ -80,7 +82,8 @@ def config_flags(
 ) -> Callable[[Command], Command]:
     """Give a command a flag for each field of a config, in place of its ``**flags``.
 
-    A flag that is not given is None, and leaves its setting to the preset or the config file.
+    A flag that is not given is None, and leaves its setting to the preset or the config file. In
+    paths, ~ is replaced by the home folder.
     """
 
     def decorate(command: Command) -> Command:
@@ -93,8 +96,13 @@ def config_flags(
             if name not in without
         ]
         parameters.sort(key=_order)
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return command
+
+        @functools.wraps(command)
+        def with_paths(**given: Any) -> Any:
+            return command(**{name: _at_home(value) for name, value in given.items()})
+
+        with_paths.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return cast(Command, with_paths)
 
     return decorate
 
@@ -142,9 +150,9 @@ def resume(kind: type[Config], flags: dict[str, Any], config_file: Path) -> Conf
         old, new = getattr(settings, key), getattr(changed, key)
         if key not in (*free, *product) and new != old:
             raise InputError(
-                f"{key} = {new!r}: it is {old!r} in {config_file}, and cannot change when a run is"
-                f" resumed; only {', '.join(free)} can, and {' and '.join(_PRODUCT)} if their"
-                f" product stays {prod(sizes[0])}."
+                f"{flag(key)} {shown(new)}: it is {shown(old)} in {config_file}, and cannot change"
+                f" when a run is resumed; only {', '.join(map(flag, free))} can, and"
+                f" {' and '.join(map(flag, _PRODUCT))} if their product stays {prod(sizes[0])}."
             )
     return changed
 
@@ -166,6 +174,13 @@ def parse_seeds(text: str) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {text!r} names a seed twice.")
     return seeds
+
+
+def _at_home(value: Any) -> Any:
+    """Return a flag's value with ~ replaced in paths; a shell leaves it in --output=~/x."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return at_home(value) if isinstance(value, Path) else value
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Settings of sampling, and of `dpok sample`."""
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+import os
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
-from dpok_cli.config.fields import BaseConfig, Rule, at_least, changed, setting, within
+from dpok_cli.config.fields import BaseConfig, Rule, at_least, changed, setting, settings_of, within
 
 Precision = Literal["fp32", "fp16", "bf16"]
 #: How the KL of a denoising step is measured (`engine.sampling.step`).
@@ -26,6 +27,7 @@ class SamplingConfig(BaseConfig):
         " of one; tiny is the bundled one.",
         Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER|FILE",
+        path=True,
         may_change=True,  # its place; a checkpoint knows its weights
     )
     #: "" is the hub id that diffusers finds by the weights.
@@ -35,6 +37,7 @@ class SamplingConfig(BaseConfig):
         "Pipeline whose configuration a --model FILE has; by default that of its family, from the"
         " hub.",
         metavar="FOLDER|ID",
+        path=True,
         may_change=True,
     )
     vae: str = setting(
@@ -42,6 +45,7 @@ class SamplingConfig(BaseConfig):
         "Model",
         "VAE to use instead of the model's own.",
         metavar="ID|FOLDER|FILE",
+        path=True,
         may_change=True,
     )
     prompts: tuple[str, ...] = setting(
@@ -92,6 +96,19 @@ class SamplingConfig(BaseConfig):
         may_change=True,
     )
     seed: int = setting(0, "Run", "Random seed.", at_least(0))
+
+    def located(self) -> Self:
+        """Return the same settings with absolute paths of what is read.
+
+        They mean the same in any folder then. What is not on this machine, such as a hub id, stays.
+        """
+        paths = {
+            name: os.path.abspath(value)
+            for name, known in settings_of(type(self)).items()
+            if known.path and name != "runs_dir"
+            if (value := getattr(self, name)) != TINY and os.path.exists(value)
+        }
+        return replace(self, **paths)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class TrainSFTConfig(TrainingConfig):
         "Folder that keeps the images for other runs, or an image folder of your own with a"
         " metadata.jsonl; by default in the run folder.",
         metavar="FOLDER",
+        path=True,
         may_change=True,  # its place; the images are compared
     )
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from dpok_cli.config.fields import Rule, above, at_least, setting, within
 from dpok_cli.config.sampling import SamplingConfig
+from dpok_cli.inputs import is_unicode
 
 Schedule = Literal["constant", "linear", "cosine"]
 #: accelerate's names.
@@ -23,9 +24,10 @@ Tracker = Literal[
 ]
 
 
-def _is_folder_name(name: str) -> bool:
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be that of one folder, on the file systems that are in use."""
     plain = Path(name).name == name and name not in {".", ".."}
-    return plain and len(name.encode(errors="replace")) <= 255
+    return plain and is_unicode(name) and len(name.encode()) <= 255
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,20 @@ class TrainingConfig(SamplingConfig):
     )
     #: The reference model does not include it. "" starts from a new adapter.
     init_adapter: str = setting(
-        "", "Adapter", "Adapter to start from, such as adapter/ of a run.", metavar="PATH"
+        "",
+        "Adapter",
+        "Adapter to start from, such as adapter/ of a run.",
+        metavar="PATH",
+        path=True,
     )
 
     runs_dir: str = setting(
-        "runs", "Run", "Folder that holds the run folders.", metavar="DIR", may_change=True
+        "runs",
+        "Run",
+        "Folder that holds the run folders.",
+        metavar="DIR",
+        may_change=True,
+        path=True,
     )
     name: str = setting(
         "",
@@ -103,7 +114,7 @@ class TrainingConfig(SamplingConfig):
         "Name of the run folder; by default the date, time and command.",
         Rule(
             "a plain folder name of 255 bytes at most (--runs-dir sets its parent)",
-            _is_folder_name,
+            is_folder_name,
         ),
     )
     checkpoint_every: int = setting(

@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from dpok_cli.config.fields import flag
 from dpok_cli.errors import DpokError, InputError
 
 #: How long a rank waits in a collective call, as while rank 0 draws grids and evaluates.
@@ -71,7 +72,7 @@ def device_of(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".:")
-        raise InputError(f"device = {name!r}: {reason}.") from error
+        raise InputError(f"--device {name!r}: {reason}.") from error
 
 
 def accelerator_for(device: torch.device, precision: str, **options: Any) -> Accelerator:
@@ -113,8 +114,8 @@ def check_divisible(processes: int, **counts: int) -> None:
     for key, count in counts.items():
         if count % processes:
             raise InputError(
-                f"{key} = {count}: {processes} processes cannot share it evenly; make it a multiple"
-                f" of {processes}."
+                f"{flag(key)} {count}: {processes} processes cannot share it evenly; make it a"
+                f" multiple of {processes}."
             )
 
 

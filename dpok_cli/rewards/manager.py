@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 OWN_PACKAGE = "dpok"
+UNKNOWN = "unknown"
 #: The packages whose plugins are loaded (comma-separated; empty: only built-in; unset: all).
 ALLOWED = "DPOK_PLUGINS"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -110,6 +111,14 @@ def registry() -> Registry:
     return result
 
 
+def provider(reward: type[RewardModel]) -> tuple[str, str]:
+    """Return the package that a reward is from and its version; "unknown" for one of no plugin."""
+    for entry in registry().rewards.values():
+        if entry.cls is reward:
+            return entry.package, entry.version
+    return UNKNOWN, UNKNOWN
+
+
 def check_specs(specs: Sequence[str], *, tiny: bool = False) -> None:
     """Check ``--reward`` specs without constructing a reward; ``tiny`` is that of `build`.
 
@@ -166,7 +175,7 @@ def _allowed_entry_points() -> list[EntryPoint]:
 def _package(point: EntryPoint) -> tuple[str, str]:
     """Return the name and version of the distribution of an entry point."""
     if point.dist is None:
-        return "unknown", "unknown"
+        return UNKNOWN, UNKNOWN
     return _canonical(point.dist.name), point.dist.version
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dpok_cli.errors import InputError, suggest
+from dpok_cli.inputs import at_home
 from dpok_cli.rewards.base import RewardModel
 
 GRAMMAR = "NAME[=WEIGHT][:KEY=VALUE,...]"
@@ -63,6 +65,20 @@ def parse_spec(text: str) -> RewardSpec:
             raise error(f"the option {key!r} is given twice")
         options[key] = value
     return RewardSpec(name, weight, options)
+
+
+def located(text: str) -> str:
+    """Return a spec with absolute paths, so that it means the same in any folder.
+
+    Paths are the values with a slash that exist, as plugins look there before the hub.
+    """
+    spec = parse_spec(text)
+    paths = {
+        key: os.path.abspath(at_home(value))
+        for key, value in spec.options.items()
+        if os.sep in value and os.path.exists(at_home(value))
+    }
+    return str(replace(spec, options=spec.options | paths)) if paths else text
 
 
 def spec_of(reward: RewardModel) -> str:

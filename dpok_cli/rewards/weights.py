@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpok_cli import tiny as bundled
 from dpok_cli.errors import RewardError
+from dpok_cli.inputs import at_home
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ def find(
     to the hub.
     """
     is_bundled = bool(tiny) and model == "tiny"
-    folder = bundled.folder(tiny) if is_bundled else Path(model).expanduser()
+    folder = bundled.folder(tiny) if is_bundled else at_home(Path(model))
     if not is_bundled and not folder.is_dir():
         return _download(model, names, advice, local_only)
     for name in names:

@@ -162,6 +162,14 @@ def test_whether_the_weights_are_here(what, answer, dpok, install):
     assert weights("sharpness", dpok) == answer
 
 
+def test_a_tiny_version_that_is_bundled_is_told(dpok, install):
+    class Small(reads(RewardError("cannot get it"))):
+        has_tiny = True
+
+    install(Small)
+    assert weights("sharpness", dpok) == "not here (model=tiny is)"
+
+
 def test_weights_that_an_option_names_cannot_be_looked_for(dpok, install):
     class Named(reads(())):
         Options = Sharpness.Options

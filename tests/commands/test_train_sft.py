@@ -75,7 +75,7 @@ def test_resumed_with_more_steps_it_keeps_its_settings(train, dpok, run):
     ]
     refused = dpok("train-sft", "--resume", "old", "--gamma", "2.5")
     assert (refused.code, refused.out) == (2, "")
-    assert "gamma = 2.5: it is 3.0 in" in refused.err
+    assert "--gamma 2.5: it is 3.0 in" in refused.err
 
 
 @pytest.mark.parametrize("preset", ["sd15", "sd15-sft"])

@@ -16,7 +16,7 @@ from dpok_cli.errors import InputError
 def test_out_of_range(key, value, must):
     with pytest.raises(InputError) as caught:
         EvaluateConfig(**{key: value})
-    assert str(caught.value) == f"{key} = {value}: must be {must}."
+    assert str(caught.value) == f"--{key} {value}: must be {must}."
 
 
 def test_rewards_may_be_left_to_the_evaluation():

@@ -13,9 +13,12 @@ from dpok_cli.config.fields import (
     above,
     at_least,
     changed,
+    flag,
     must,
     setting,
     settings_of,
+    shown,
+    typed,
     within,
 )
 from dpok_cli.engine.rl.settings import TrainRLConfig
@@ -86,27 +89,39 @@ def test_rules(rule, text, inside, outside):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"trees": 0}, "trees = 0: must be >= 1."),
-        ({"trees": 2.0}, "trees = 2.0: must be a whole number."),
-        ({"trees": True}, "trees = True: must be a whole number."),
-        ({"trees": 2**63}, f"trees = {2**63}: must be below 2^63."),
-        ({"trees": None}, "trees = None: must be a whole number."),
-        ({"shade": 1.5}, "shade = 1.5: must be in [0, 1]."),
-        ({"shade": float("nan")}, "shade = nan: must be a finite number."),
-        ({"shade": float("-inf")}, "shade = -inf: must be a finite number."),
-        ({"shade": "much"}, "shade = 'much': must be a number."),
-        ({"shade": False}, "shade = False: must be a number."),
-        ({"wild": 1}, "wild = 1: must be true or false."),
-        ({"fence": "woood"}, "fence = 'woood': no such choice. Did you mean 'wood'? Known: stone"),
-        ({"herbs": "mint"}, "herbs = 'mint': must be a list of strings."),
-        ({"herbs": ["mint", 3]}, "herbs = ['mint', 3]: must be a list of strings."),
-        ({"herbs": ["mint", "rosemary"]}, "herbs = 'rosemary': must be short."),
-        ({"owner": 3}, "owner = 3: must be a string."),
-        ({"owner": "a\0"}, r"owner = 'a\x00': must be without the character NUL."),
+        ({"trees": 0}, "--trees 0: must be >= 1."),
+        ({"trees": 2.0}, "--trees 2.0: must be a whole number."),
+        ({"trees": True}, "--trees True: must be a whole number."),
+        ({"trees": 2**63}, f"--trees {2**63}: must be below 2^63."),
+        ({"trees": None}, "--trees None: must be a whole number."),
+        ({"shade": 1.5}, "--shade 1.5: must be in [0, 1]."),
+        ({"shade": float("nan")}, "--shade nan: must be a finite number."),
+        ({"shade": float("-inf")}, "--shade -inf: must be a finite number."),
+        ({"shade": "much"}, "--shade 'much': must be a number."),
+        ({"shade": False}, "--shade False: must be a number."),
+        ({"wild": 1}, "--wild 1: must be true or false."),
+        ({"fence": "woood"}, "--fence 'woood': no such choice. Did you mean 'wood'? Known: stone"),
+        ({"herbs": "mint"}, "--herb 'mint': must be a list of strings."),
+        ({"herbs": ["mint", 3]}, "--herb 'mint', 3: must be a list of strings."),
+        ({"herbs": ["mint", "rosemary"]}, "--herb 'rosemary': must be short."),
+        ({"owner": 3}, "--owner 3: must be a string."),
+        ({"owner": "a\0"}, r"--owner 'a\x00': must be without the character NUL."),
     ],
 )
 def test_messages(values, message):
     assert refusal(Garden, **values).startswith(message)
+
+
+def test_messages_have_settings_as_they_are_typed():
+    assert [flag(name) for name in ("batch_size", "prompts", "reward")] == [
+        "--batch-size",
+        "--prompt",
+        "--reward",
+    ]
+    assert shown(("a", "b")) == "'a', 'b'"
+    assert (shown(()), shown("x"), shown(0.5)) == ("none", "'x'", "0.5")
+    assert typed("trees", Garden, "3") == "--trees 3"
+    assert typed("weights", Garden, "3") == "weights = 3"
 
 
 def test_lists_become_tuples_and_whole_numbers_floats():
@@ -134,17 +149,17 @@ def test_a_changed_default_keeps_the_rest():
     assert (Orchard().trees, Orchard().shade) == (20, 0.25)
     assert known["trees"] == replace(before["trees"], help="Fruit trees.")
     assert known["shade"].help == "Share in the shade."
-    assert refusal(Orchard, trees=0) == "trees = 0: must be >= 1."
-    assert refusal(Orchard, shade=0.75) == "shade = 0.75: must be in [0, 0.5]."
+    assert refusal(Orchard, trees=0) == "--trees 0: must be >= 1."
+    assert refusal(Orchard, shade=0.75) == "--shade 0.75: must be in [0, 0.5]."
 
 
 def test_a_mixin_brings_its_fields_rules_and_check():
     assert list(settings_of(Park)) == [*settings_of(Garden), "ponds"]
     assert (Park().ponds, Park().trees) == (1, 20)
-    assert refusal(Park, ponds=-1) == "ponds = -1: must be >= 0."
-    assert refusal(Park, ponds=21) == "ponds = 21: must be at most the number of trees."
+    assert refusal(Park, ponds=-1) == "--ponds -1: must be >= 0."
+    assert refusal(Park, ponds=21) == "--ponds 21: must be at most the number of trees."
     # the checks of the other parents run as well
-    assert refusal(Park, trees=5) == "trees = 5: must be > 5 unless it is wild."
+    assert refusal(Park, trees=5) == "--trees 5: must be > 5 unless it is wild."
     assert Park(trees=5, wild=True, ponds=5).ponds == 5
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from dpok_cli.config import EvaluateConfig, SampleConfig, TrainSFTConfig, to_toml
 from dpok_cli.config import flags as options
-from dpok_cli.config.fields import settings_of
+from dpok_cli.config.fields import flag, settings_of
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
 from dpok_cli.prompts.files import PromptFile
@@ -102,12 +102,12 @@ def test_what_may_change_when_a_run_is_resumed(changes, run_config):
 def test_what_may_not_change_is_named(changes, run_config):
     with pytest.raises(InputError) as caught:
         options.resume(TrainRLConfig, {"rounds": 10} | changes, run_config)
-    assert str(caught.value).startswith(f"{next(iter(changes))} = ")
+    assert str(caught.value).startswith(f"{flag(next(iter(changes)))} ")
     message = str(caught.value)
     assert (
-        f"in {run_config}, and cannot change when a run is resumed; only model, model_config, vae,"
-        " sample_batch_size, " in message
-    )
+        f"in {run_config}, and cannot change when a run is resumed; only --model, --model-config,"
+        " --vae, --sample-batch-size, "
+    ) in message
     assert message.endswith("if their product stays 60.")
 
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from dpok_cli.config import RLConfig
-from dpok_cli.config.fields import settings_of
+from dpok_cli.config.fields import flag, settings_of
 from dpok_cli.engine.rl.objectives.dpok import DPOKSettings
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
@@ -33,7 +33,7 @@ from dpok_cli.errors import InputError
     ],
 )
 def test_out_of_range(key, value):
-    with pytest.raises(InputError, match=f"^{key} = "):
+    with pytest.raises(InputError, match=f"^{flag(key)} "):
         TrainRLConfig(**{key: value})
 
 
@@ -47,7 +47,7 @@ def test_the_objective_needs_noise_and_the_loop_does_not():
     with pytest.raises(InputError) as caught:
         TrainRLConfig(eta=0.0)
     assert str(caught.value) == (
-        "eta = 0.0: must be > 0 to train (without noise there is no policy)."
+        "--eta 0.0: must be > 0 to train (without noise there is no policy)."
     )
     assert RLConfig(eta=0.0).eta == 0.0
 

@@ -1,6 +1,7 @@
 import pytest
 
 from dpok_cli.config import SampleConfig, SamplingConfig, sampling_settings
+from dpok_cli.config.fields import flag
 from dpok_cli.errors import InputError
 
 
@@ -20,7 +21,7 @@ from dpok_cli.errors import InputError
     ],
 )
 def test_out_of_range(key, value):
-    with pytest.raises(InputError, match=f"^{key} = "):
+    with pytest.raises(InputError, match=f"^{flag(key)} "):
         SamplingConfig(**{key: value})
 
 
@@ -31,9 +32,9 @@ def test_on_the_edge_of_the_range():
 
 
 def test_messages():
-    with pytest.raises(InputError, match=r"^width = 60: must be a multiple of 8, or 0\.$"):
+    with pytest.raises(InputError, match=r"^--width 60: must be a multiple of 8, or 0\.$"):
         SamplingConfig(width=60)
-    with pytest.raises(InputError, match=r"^prompts = ' ': must be texts that are not blank\.$"):
+    with pytest.raises(InputError, match=r"^--prompt ' ': must be texts that are not blank\.$"):
         SamplingConfig(prompts=["a cat", " "])
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.config.fields import settings_of
+from dpok_cli.config.fields import flag, settings_of
 from dpok_cli.errors import InputError
 
 
@@ -19,7 +19,7 @@ from dpok_cli.errors import InputError
     ],
 )
 def test_out_of_range(key, value):
-    with pytest.raises(InputError, match=f"^{key} = "):
+    with pytest.raises(InputError, match=f"^{flag(key)} "):
         TrainSFTConfig(**{key: value})
 
 

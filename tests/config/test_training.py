@@ -1,6 +1,7 @@
 import pytest
 
 from dpok_cli.config import TrainingConfig
+from dpok_cli.config.fields import flag
 from dpok_cli.errors import InputError
 
 
@@ -30,12 +31,12 @@ from dpok_cli.errors import InputError
     ],
 )
 def test_out_of_range(key, value):
-    with pytest.raises(InputError, match=f"^{key} = "):
+    with pytest.raises(InputError, match=f"^{flag(key)} "):
         TrainingConfig(**{key: value})
 
 
 def test_messages_of_lists_and_names():
-    with pytest.raises(InputError, match=r"^rewards = \[\]: must be at least one reward\.$"):
+    with pytest.raises(InputError, match=r"^--reward none: must be at least one reward\.$"):
         TrainingConfig(rewards=[])
     with pytest.raises(InputError, match="a plain folder name of 255 bytes at most"):
         TrainingConfig(name="a/b")

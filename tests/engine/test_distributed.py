@@ -149,7 +149,7 @@ def test_sharding_is_refused(sharding, monkeypatch):
 def test_counts_that_cannot_be_shared_are_refused(launch, tmp_path):
     for process in launch(2, tmp_path / "two", {"samples_per_round": 3}):
         assert process.code == 1
-        assert "samples_per_round = 3: 2 processes cannot share it evenly" in process.err
+        assert "--samples-per-round 3: 2 processes cannot share it evenly" in process.err
 
 
 @pytest.mark.slow

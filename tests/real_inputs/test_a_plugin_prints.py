@@ -68,11 +68,8 @@ def test_stdout_is_the_result_of_every_command(dpok, pipeline_folder):
         *("--updates-per-round=1", "--sample-every=0", "--tracker=", "--lora-rank=2"),
     )
     assert code == 0, err
-    assert [line.partition(":")[0] for line in out.splitlines()] == [
-        "Adapter",
-        "Next",
-        "For ComfyUI or A1111",
-    ]
+    names = [line.partition(":")[0] for line in out.splitlines()]
+    assert names == ["Adapter", "Next", "For ComfyUI or A1111"]
     code, out, err = dpok(
         *("evaluate", *model, "--run=run", "--reward=chatty", "--samples=2", "--json")
     )

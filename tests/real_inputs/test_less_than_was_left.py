@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpok_cli import tiny
+
 
 def tree():
     return {file: file.read_bytes() for file in Path(".").rglob("*") if file.is_file()}
@@ -140,3 +142,24 @@ def test_another_model_in_its_place(command, train, dpok, pipeline_folder):
     }
     assert expected[command] in result.err.replace(str(Path.cwd()), ".")
     assert tree() == before
+
+
+def test_relative_paths_from_another_folder(train, dpok, pipeline_folder, monkeypatch):
+    """A run is resumed and evaluated from a folder other than the one it was started in."""
+    shutil.copytree(pipeline_folder, "models/small")
+    shutil.copytree(tiny.folder("clip"), "models/clip")
+    assert train("train-rl", "--name=run", "--model=models/small").code == 0
+    first = train(
+        *("train-rl", "--name=more", "--model=./models/small", "--reward=clip:model=models/clip"),
+        "--init-adapter=runs/run/adapter",
+    )
+    assert first.code == 0, first.err
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    for command in (
+        ("train-rl", "--resume=../runs/more", "--rounds=3"),
+        ("sample", "--run=../runs/more", "--seeds=0", "--before"),
+        ("evaluate", "--run=../runs/more", "--samples=2"),
+    ):
+        result = dpok(*command)
+        assert result.code == 0, result.err

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from dpok_cli.config import SamplingConfig, sampling_settings
+from dpok_cli.config.fields import flag, shown
+from dpok_cli.config.training import is_folder_name
 from dpok_cli.engine.lora.files import ADAPTER_FILE, adapter_file, check_adapter
-from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.runs.folder import LATEST, RunFolder
 from dpok_cli.errors import InputError
+from dpok_cli.inputs import at_home
 
 BASE = "base"
 
@@ -53,14 +57,14 @@ def find_contenders(runs: Sequence[str], adapters: Sequence[str], runs_dir: str)
     if not runs and not adapters:
         runs = [_newest(runs_dir)]
     for text in runs:
-        name, path = _split(text)
+        name, path = _split(text, lambda run: bool(RunFolder.find(run, runs_dir)))
         folder = RunFolder.open(path, runs_dir)
         found.append(
             Contender(name or folder.path.resolve().name, folder.adapter, folder.read_config())
         )
     for text in adapters:
         name, path = _split(text)
-        adapter = Path(path)
+        adapter = Path(at_home(path))
         run = adapter.resolve().parent
         config = {}
         if adapter.name == "adapter" and (run / "config.toml").is_file():
@@ -68,7 +72,7 @@ def find_contenders(runs: Sequence[str], adapters: Sequence[str], runs_dir: str)
         found.append(Contender(name or adapter.resolve().stem, adapter, config))
     names = [each.name for each in found]
     for each in found:
-        if each.name == BASE or names.count(each.name) > 1 or Path(each.name).name != each.name:
+        if each.name == BASE or names.count(each.name) > 1 or not is_folder_name(each.name):
             raise InputError(
                 f"The model name {each.name!r} is taken or not a plain name: write NAME=PATH with"
                 f" another NAME ({BASE!r} is the model without an adapter)."
@@ -94,18 +98,25 @@ def shared_settings(contenders: Iterable[Contender], given: Iterable[str]) -> di
         for key in sorted((shared.keys() | theirs.keys()) - _MAY_DIFFER - set(given)):
             if shared.get(key, defaults[key]) != theirs.get(key, defaults[key]):
                 raise InputError(
-                    f"{first.name} and {other.name} have different sampler settings: {key} ="
-                    f" {shared.get(key)!r} and {theirs.get(key)!r}. Compare runs with the same"
-                    f" settings, or give --{key.replace('_', '-')}."
+                    f"{first.name} and {other.name} have different sampler settings: {flag(key)}"
+                    f" {shown(shared.get(key))} and {shown(theirs.get(key))}. Compare runs with the"
+                    f" same settings, or give {flag(key)}."
                 )
     prompts = [prompt for run in runs for prompt in run.trained_prompts]
     return shared | {"prompts": tuple(dict.fromkeys(prompts))}
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Split NAME=PATH; an existing path that contains "=" needs no name."""
+def _split(text: str, is_run: Callable[[str], bool] = lambda run: False) -> tuple[str, str]:
+    """Split NAME=PATH; a run or path that exists and contains "=" needs no name.
+
+    If there is neither, the text is returned whole, for the error.
+    """
+
+    def exists(path: str) -> bool:
+        return is_run(path) or os.path.exists(at_home(path)) or path == LATEST
+
     name, equals, path = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or exists(text) or not exists(path):
         return "", text
     return name.strip(), path
 
@@ -114,7 +125,7 @@ def _newest(runs_dir: str) -> str:
     """Return the newest run that has an adapter; raises InputError if there is none."""
     files = [
         file
-        for file in Path(runs_dir).glob("*/config.toml")
+        for file in Path(at_home(runs_dir)).glob("*/config.toml")
         if (file.parent / "adapter" / ADAPTER_FILE).is_file()
     ]
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation
 from dpok_cli.engine.evaluation.results import Results, summarise, to_csv
 from dpok_cli.engine.runs.files import write_text
+from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 from dpok_cli.rewards.manager import build
@@ -24,13 +26,15 @@ def evaluate(
     evaluation: Evaluation,
     folder: EvaluationFolder,
     progress: Callable[[Iterator[Record]], Iterable[Record]] = iter,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Results:
     """Evaluate in ``folder``, and return what its results.json holds.
 
     Images that the folder already has are not drawn again. ``progress`` wraps the iterator over
-    the images, as tqdm does. All ranks return the same. Raises what `start` and `draw` raise.
+    the images, as tqdm does; ``warn`` gets warnings. All ranks return the same. Raises what `start`
+    and `draw` raise.
     """
-    with start(evaluation, folder.path) as (reward, folder):
+    with start(evaluation, folder.path, warn) as (reward, folder):
         for _ in progress(draw(evaluation, reward, folder)):
             pass
         process_state(evaluation.config.device).wait_for_everyone()
@@ -38,11 +42,14 @@ def evaluate(
 
 
 @contextmanager
-def start(evaluation: Evaluation, path: Path) -> Iterator[tuple[WeightedReward, EvaluationFolder]]:
+def start(
+    evaluation: Evaluation, path: Path, warn: Callable[[str], None] = warnings.warn
+) -> Iterator[tuple[WeightedReward, EvaluationFolder]]:
     """Make the reward and the folder of an evaluation, which has no other writer in the block.
 
-    The folder is made only once all models and rewards could be loaded. Raises InputError for a
-    model or folder that cannot be used, RewardError for a reward that cannot be loaded.
+    ``warn`` gets a line on each reward that has changed since a folder was last used. The folder is
+    made only once all models and rewards could be loaded. Raises InputError for a model or folder
+    that cannot be used, RewardError for a reward that cannot be loaded.
     """
     config = evaluation.config
     processes = process_state(config.device)
@@ -52,6 +59,8 @@ def start(evaluation: Evaluation, path: Path) -> Iterator[tuple[WeightedReward, 
         reward.prepare()
     folder = EvaluationFolder(path)
     with on_main(partial(folder.writing, evaluation), processes):
+        if processes.is_main_process:
+            note_versions(path, reward, warn)
         yield reward, folder
 
 

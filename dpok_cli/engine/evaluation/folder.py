@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.config import EvaluateConfig
+from dpok_cli.config.fields import typed
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.runs.files import make_folder, replacing, write_text
 from dpok_cli.engine.runs.lock import is_free, one_writer
@@ -58,9 +60,10 @@ class EvaluationFolder:
             ) from error
         for key in sorted(old.keys() | settings.keys()):
             if old.get(key) != settings.get(key):
+                there = typed(key, EvaluateConfig, _short(old.get(key)))
                 raise InputError(
-                    f"{path} was made with other settings: {key} = {_short(old.get(key))}"
-                    f" there, {_short(settings.get(key))} now. Give another --output."
+                    f"{path} was made with other settings: {there} there,"
+                    f" {_short(settings.get(key))} now. Give another --output."
                 )
         return folder
 

@@ -91,7 +91,7 @@ class Adapter:
         layers = [name for name, _ in self.network.named_modules()]
         for target in targets:  # peft takes the names that exist and ignores the rest
             if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-                raise InputError(f"lora_targets {target!r}: the UNet has no such layer.")
+                raise InputError(f"--lora-targets {target!r}: the UNet has no such layer.")
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha or rank,

@@ -58,7 +58,7 @@ def train_rl(
     """
     steps = config.rounds * config.updates_per_round
     with Session(config, model, run, stop, warn, steps) as session:
-        yield from drive(RLLoop(config, reward, session), session)
+        yield from drive(RLLoop(config, reward, session), session, reward)
 
 
 class Draw(NamedTuple):

@@ -32,7 +32,7 @@ class TrainRLConfig(_ObjectiveSettings, RLConfig):
     def check(self, config: Any) -> None:
         if self.objective not in OBJECTIVES:
             advice = suggest(self.objective, OBJECTIVES)
-            raise InputError(f"objective = {self.objective!r}: no such choice.{advice}")
+            raise InputError(f"--objective {self.objective!r}: no such choice.{advice}")
         self.objective_class.check(self)
 
     @property

@@ -9,8 +9,13 @@ from dpok_cli.config import TrainingConfig, to_toml
 from dpok_cli.engine.runs.files import dated_folder, remove, write_text
 from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
-from dpok_cli.inputs import read_text
+from dpok_cli.inputs import at_home, read_text
 from dpok_cli.strict_json import dumps, numbers
+
+#: The newest run, where a run is named.
+LATEST = "latest"
+#: What these names mean to commands; no run may have them.
+RESERVED = {LATEST: "the newest run", "base": "the model without an adapter"}
 
 
 class RunFolder:
@@ -30,7 +35,11 @@ class RunFolder:
 
     @staticmethod
     def check_free(config: TrainingConfig) -> None:
-        """Raise InputError if the config names a run folder that exists and has files."""
+        """Raise InputError if the config names a run folder that exists and has files.
+
+        Likewise for a name that a command line could not name the run by.
+        """
+        _check_name(config.name)
         if config.name:
             check_free(Path(config.runs_dir) / config.name, "--name")
 
@@ -65,17 +74,25 @@ class RunFolder:
     @classmethod
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":
         """Open a run by its path, by its name in ``runs_dir``, or the newest as "latest"."""
-        if run == "latest":
+        runs_dir = at_home(runs_dir)
+        if run == LATEST:
             found = sorted(
                 Path(runs_dir).glob("*/config.toml"), key=lambda file: file.stat().st_mtime
             )
             if not found:
                 raise InputError(f"There is no run in {runs_dir} yet. Train one: dpok train-rl.")
             return cls(found[-1].parent)
-        for path in (Path(run), Path(runs_dir) / run):
+        if found_run := cls.find(run, runs_dir):
+            return found_run
+        raise InputError(f"There is no run {run} (no config.toml in it), nor one in {runs_dir}.")
+
+    @classmethod
+    def find(cls, run: str, runs_dir: str = "runs") -> "RunFolder | None":
+        """Return a run by its path, or by its name in ``runs_dir``; None if there is none."""
+        for path in (Path(at_home(run)), Path(at_home(runs_dir)) / run):
             if (path / "config.toml").is_file():
                 return cls(path)
-        raise InputError(f"There is no run {run} (no config.toml in it), nor one in {runs_dir}.")
+        return None
 
     def has_checkpoints(self) -> bool:
         """Whether there is something to resume from; unlike `checkpoint`, this needs no torch."""
@@ -138,7 +155,7 @@ class RunFolder:
             raise InputError(f"{self.config} cannot be read: {error}.") from error
 
     def write_config(self, config: TrainingConfig) -> None:
-        write_text(self.config, to_toml(config))
+        write_text(self.config, to_toml(config.located()))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_text(self.summary, dumps(summary, indent=2) + "\n")
@@ -147,3 +164,19 @@ class RunFolder:
 def number_of(record: dict[str, float]) -> float:
     """Return which round (RL) or step (SFT) a line of metrics.jsonl is of."""
     return record["step"] if "step" in record else record["round"]
+
+
+def _check_name(name: str) -> None:
+    """Raise InputError for a run's name that means something else where runs are named."""
+    if name in RESERVED:
+        raise InputError(
+            f"--name {name!r}: that names {RESERVED[name]}. Give --name another, as {name}-1."
+        )
+    usable = "".join(letter if letter.isprintable() else "-" for letter in name)
+    usable = usable.replace("\\", "-").lstrip(" -~").rstrip(" .")
+    if name and name != usable:
+        raise InputError(
+            f"--name {name!r}: a run's name must not begin with a space, - or ~, end with a space"
+            " or a dot, or hold a backslash or what cannot be printed. Give --name"
+            f" {usable if usable and usable not in RESERVED else 'another'!r}."
+        )

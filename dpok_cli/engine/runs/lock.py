@@ -40,20 +40,18 @@ def one_writer(folder: Path) -> Iterator[None]:
 def filling(folder: Path, flag: str) -> Iterator[None]:
     """Make a new folder, or take an empty one, and hold its lock.
 
-    After an error a new folder that is empty is removed. Raises InputError, which names ``flag``,
-    if it has files already or cannot be made.
+    If the block raises before it has written anything, the folder is removed. Raises InputError,
+    which names ``flag``, if it has files already or cannot be made.
     """
     check_free(folder, flag)
-    is_new = not folder.exists()
     make_folder(folder, flag)
     try:
         with one_writer(folder):
             check_free(folder, flag)  # another may have filled it meanwhile
             yield
     except BaseException:
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            folder.rmdir()  # only an empty one can be removed
         raise
 
 

@@ -85,7 +85,7 @@ def _draw(
     images: list[Tensor] = []
     listed: list[dict[str, str | int]] = []
     for number, drawn in enumerate(progress(sampler.sample(prompts, seeds))):
-        (folder / subfolder).mkdir(parents=True, exist_ok=True)  # once there is something to keep
+        (folder / subfolder).mkdir(exist_ok=True)  # once there is something to keep
         file = Path(subfolder, f"{number // len(seeds):03}_{drawn.seed}.png").as_posix()
         _save(to_pil(drawn.image), folder / file)
         listed.append({"file": file, "prompt": drawn.prompt, "seed": drawn.seed})

@@ -69,7 +69,7 @@ class Denoising:
             fewer = range(min(num_inference_steps, trained), 0, -1)
             most = next(n for n in fewer if _timesteps(scheduler, n) is not None)
             raise InputError(
-                f"num_inference_steps = {num_inference_steps}: this model has {most} at most."
+                f"--num-inference-steps {num_inference_steps}: this model has {most} at most."
             )
         previous = timesteps - trained // num_inference_steps
         alpha_bar = scheduler.alphas_cumprod[timesteps]

@@ -49,7 +49,7 @@ def train_sft(
         if images is None:
             session.accelerator.end_training()
             return
-        yield from drive(SFTLoop(config, images, session), session)
+        yield from drive(SFTLoop(config, images, session), session, reward)
 
 
 class SFTLoop:

@@ -5,10 +5,12 @@ from typing import Any, Protocol
 
 from dpok_cli.engine.bases.fingerprint import SameModel
 from dpok_cli.engine.runs.folder import RunFolder, number_of
+from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError, RewardError
+from dpok_cli.rewards.combined import WeightedReward
 
 
 class StopRequested(Exception):
@@ -39,11 +41,11 @@ class Loop(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
-def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
+def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metrics]:
     """Train until the last round or until a stop is requested, yielding the records.
 
-    A run that has checkpoints is resumed from the newest. After an error or a stop the
-    adapter as trained so far is kept.
+    A run that has checkpoints is resumed from the newest; it is told if the ``reward`` has changed.
+    After an error or a stop the adapter as trained so far is kept.
     """
     config = session.config
     outputs = Outputs(session, loop.unit)
@@ -65,6 +67,8 @@ def drive(loop: Loop, session: Session) -> Iterator[Metrics]:
         raise InputError(
             f"The run already has {number} {loop.unit}s: give --{loop.unit}s {number} or more."
         )
+    if session.run and session.is_main:
+        note_versions(session.run.path, reward, session.warn)
     outputs.resume(number)
     session.accelerator.wait_for_everyone()
     try:

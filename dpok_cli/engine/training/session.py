@@ -37,7 +37,7 @@ class Session:
         warning, on rank 0 only.
         """
         if not config.prompts:
-            raise InputError("prompts: none is given.")
+            raise InputError("--prompt: none is given.")
         self.config, self.model, self.run = config, model, run
         self._stop, self._warn = stop, warn
         self.accelerator = accelerator_for(

@@ -168,4 +168,4 @@ def test_a_hub_id_without_network_is_refused(make_config):
 
 @pytest.mark.parametrize("device", ["cuda:77", "nonsense"])
 def test_an_unknown_device_is_refused(make_config, device):
-    assert f"device = '{device}': " in refused(make_config(SampleConfig, device=device), None)
+    assert f"--device '{device}': " in refused(make_config(SampleConfig, device=device), None)

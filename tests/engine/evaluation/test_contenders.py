@@ -69,6 +69,6 @@ def test_runs_with_different_sampler_settings_are_not_compared(make_run, runs_di
     make_run("one")
     make_run("two", guidance_scale=5.0)
     found = find_contenders(["one", "two"], [], runs_dir)
-    with pytest.raises(InputError, match="one and two .* guidance_scale = 3.0 and 5.0"):
+    with pytest.raises(InputError, match="one and two .* --guidance-scale 3.0 and 5.0"):
         shared_settings(found, ["eta"])
     assert shared_settings(found, ["guidance_scale"])["eta"] == 1.0

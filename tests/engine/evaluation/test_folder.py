@@ -25,10 +25,10 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path):
     open_folder(path, an_evaluation(device="cpu", runs_dir="elsewhere"))
     before = (path / "settings.json").read_text()
     for change, message in (
-        ({"eta": 0.5}, r"eta = 1\.0 there, 0\.5 now"),
-        ({"samples": 6}, "samples = 5 there, 6 now"),
-        ({"seed": 1}, "seed = 0 there, 1 now"),
-        ({"sample_batch_size": 2}, "sample_batch_size = 16 there, 2 now"),
+        ({"eta": 0.5}, r"--eta 1\.0 there, 0\.5 now"),
+        ({"samples": 6}, "--samples 5 there, 6 now"),
+        ({"seed": 1}, "--seed 0 there, 1 now"),
+        ({"sample_batch_size": 2}, "--sample-batch-size 16 there, 2 now"),
     ):
         with pytest.raises(InputError, match=message):
             open_folder(path, an_evaluation(**change))

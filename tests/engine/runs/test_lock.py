@@ -83,6 +83,18 @@ def test_a_folder_that_has_files_is_not_filled(tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
+@pytest.mark.parametrize(("files", "left"), [((), []), (("one.png",), ["folder"])])
+def test_a_folder_that_nothing_was_written_to_is_removed(files, left, tmp_path):
+    def fail():
+        for file in files:
+            (tmp_path / "folder" / file).touch()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), filling(tmp_path / "folder", "--output"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
 def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
     for _ in range(2):
         with filling(tmp_path / "a" / "b", "--output"):

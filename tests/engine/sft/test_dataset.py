@@ -136,11 +136,11 @@ def test_another_reward_scores_what_is_there(gather, green, make_model, tmp_path
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_inference_steps": 5}, "num_inference_steps = 4, not num_inference_steps = 5"),
-        ({"guidance_scale": 2.0}, "guidance_scale = 1.0, not guidance_scale = 2.0"),
-        ({"eta": 0.5}, "eta = 1.0, not eta = 0.5"),
-        ({"negative_prompt": "grey"}, "negative_prompt = '', not negative_prompt = 'grey'"),
-        ({"prompts": ("a dog",)}, "prompts = ['a green rabbit', 'two cats'], not prompts = ['a d"),
+        ({"num_inference_steps": 5}, "--num-inference-steps 4, not --num-inference-steps 5"),
+        ({"guidance_scale": 2.0}, "--guidance-scale 1.0, not --guidance-scale 2.0"),
+        ({"eta": 0.5}, "--eta 1.0, not --eta 0.5"),
+        ({"negative_prompt": "grey"}, "--negative-prompt '', not --negative-prompt 'grey'"),
+        ({"prompts": ("a dog",)}, "--prompt 'a green rabbit', 'two cats', not --prompt 'a d"),
     ],
 )
 def test_a_set_of_other_settings_is_refused(changes, message, gather, tmp_path):

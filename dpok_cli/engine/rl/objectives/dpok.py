@@ -165,7 +165,7 @@ class DPOK(Objective):
         super().__init__(*parts)
         if not len(self.sampler.denoising.stochastic):
             raise InputError(
-                f"eta = {self.config.eta} and num_inference_steps ="
+                f"--eta {self.config.eta} and --num-inference-steps"
                 f" {self.config.num_inference_steps} leave no step with noise in it, so there is no"
                 " policy: raise them."
             )

@@ -12,6 +12,7 @@ from torch import Tensor
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.engine.distributed import all_gather_result, on_main, shard, unshard
 from dpok_cli.engine.runs.folder import RunFolder
+from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, is_own
 from dpok_cli.engine.sft.dataset.sources import ImageSource, OwnFolder, Reference
 from dpok_cli.engine.sft.dataset.store import ImageStore, Picture
@@ -54,7 +55,7 @@ def collect(
     given = Path(config.dataset) if config.dataset else None
     own_folder = given is not None and is_own(given)
     if session.run is None and (own_folder or given is None):
-        raise InputError("dataset: without a run folder the images need one: name a folder.")
+        raise InputError("--dataset: without a run folder the images need one: name a folder.")
     kept_with_run = session.run.path / "dataset" if session.run else Path()
     store = ImageStore(kept_with_run if own_folder or given is None else given)
     if session.run:
@@ -65,7 +66,8 @@ def collect(
     else:
         seed = store.settings().get("seed", config.seed)
         source = Reference(config, session.sampler, session.conditioning, seed)
-    collector = _Collector(store, reward, session, config.sample_batch_size, tell)
+    shared = given is not None and not own_folder
+    collector = _Collector(store, reward, session, config.sample_batch_size, shared, tell)
     if not collector.run(source):
         return None
     entries = store.entries[: len(source)]
@@ -104,6 +106,7 @@ class _Collector:
     reward: WeightedReward
     session: Session
     batch_size: int
+    shared: bool  # with other runs
     tell: Callable[[int, int], None]
 
     def __post_init__(self) -> None:
@@ -112,6 +115,9 @@ class _Collector:
     def run(self, source: ImageSource) -> bool:
         """Draw and score what is missing; returns whether the set is complete."""
         with on_main(partial(self.store.writing, source.settings), self.accelerator):
+            if self.shared and self.accelerator.is_main_process:
+                # A run's own images have the versions of the run.
+                note_versions(self.store.folder, self.reward, self.session.warn)
             self.store.read()  # as rank 0 has repaired it
             return self._fill(source)
 

@@ -23,6 +23,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dpok_cli.config import TrainSFTConfig
+from dpok_cli.config.fields import shown, typed
 from dpok_cli.engine.runs.files import make_folder, replacing, write_text
 from dpok_cli.engine.runs.lock import one_writer
 from dpok_cli.engine.sft.dataset.imagefolder import METADATA, SETTINGS, Entry, parse, read_settings
@@ -153,9 +155,10 @@ def check_same(folder: Path, made: Mapping[str, Any], asked: Mapping[str, Any]) 
             other = made.get("model") != asked.get("model")
             wanted = f"{asked.get('model')!r}" if other else "which has other weights now"
         else:
+            values = (shown(settings.get(key)) for settings in (made, asked))
             what, wanted = (
-                f"{key} = {shorten(repr(settings.get(key)), 100, placeholder='...')}"
-                for settings in (made, asked)
+                typed(key, TrainSFTConfig, shorten(value, 100, placeholder="..."))
+                for value in values
             )
         raise InputError(
             f"The image set {folder} was made with {what}, not {wanted}. Give --dataset another"

@@ -42,7 +42,7 @@ def test_a_second_objective_is_one_file(pipeline_folder, tmp_path):
 
     prompt = ("train-rl", "--model", str(pipeline_folder), "--prompt", "a cat", "--name", "second")
     refused = dpok(*prompt, *TINY_RUN, "--guidance-scale", "3")
-    assert (refused.returncode, "guidance_scale = 3.0: must be 1 or less" in refused.stderr) == (
+    assert (refused.returncode, "--guidance-scale 3.0: must be 1 or less" in refused.stderr) == (
         2,
         True,
     )
