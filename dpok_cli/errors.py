@@ -32,6 +32,10 @@ class MemoryFullError(DpokError):
     """A device lacks the memory that the settings need; names settings that need less."""
 
 
+class StopRequested(Exception):
+    """A stop was requested: work ends early, before it has changed anything. No error."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return the advice that follows an unknown name: near matches, then all that is known."""
     names = sorted(known)

@@ -196,8 +196,8 @@ CASES = {
         (*EVALUATE, "--human", "--samples", "3"),
         "--human shows sets of 4 images: give --samples 4 or more",
     ),
-    "no samples": ((*EVALUATE, "--samples", "0"), "--samples 0: must be >= 1"),
-    "few resamples": ((*EVALUATE, "--resamples", "3"), "--resamples 3: must be >= 100"),
+    "no samples": ((*EVALUATE, "--samples", "0"), "--samples 0: must be in [1, 100000]"),
+    "few resamples": ((*EVALUATE, "--resamples", "3"), "--resamples 3: must be in [100, 1000000]"),
     "reward of evaluate": ((*EVALUATE, "--reward", "juge"), "Did you mean 'judge'?"),
     "no variants": (
         ("evaluate", "--adapter", "lora", "--prompt", "justice for all", "--unseen-prompts"),

@@ -8,6 +8,7 @@ import typer
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.config import flags as options
+from dpok_cli.config.fields import Held
 from dpok_cli.display import console
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
@@ -99,6 +100,7 @@ def sample(
 
     keep_freed_memory()
     from dpok_cli.engine.bases.load import load
+    from dpok_cli.engine.bases.memory import check_memory
     from dpok_cli.engine.runs.files import dated_folder
     from dpok_cli.engine.sampling.output import write_samples
     from dpok_cli.engine.sampling.sampler import Sampler
@@ -107,6 +109,7 @@ def sample(
     with advice_when_full(settings):
         model = load(settings, adapter)
         Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
+        check_memory(settings, model, Held("seeds", images=total))  # the grid is of all images
         picture = write_samples(
             model,
             settings,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dpok_cli.config.fields import Rule, at_least, changed, setting
+from dpok_cli.config.fields import Rule, changed, setting, within
 from dpok_cli.config.sampling import KLForm, SamplingConfig
 from dpok_cli.config.training import TrainingConfig
 
@@ -24,7 +24,10 @@ class EvaluateConfig(SamplingConfig):
         rule=None,
     )
     samples: int = setting(
-        50, "Sampling", "Images per prompt and model, on the same seeds for each.", at_least(1)
+        50,
+        "Sampling",
+        "Images per prompt and model, on the same seeds for each.",
+        within(1, 100_000),
     )
     kl: KLForm = setting(
         "epsilon",
@@ -32,7 +35,7 @@ class EvaluateConfig(SamplingConfig):
         "KL to the base that is measured: on the predicted noise, or between the Gaussians.",
     )
     resamples: int = setting(
-        2000, "Run", "Bootstrap resamples per confidence interval.", at_least(100)
+        2000, "Run", "Bootstrap resamples per confidence interval.", within(100, 1_000_000)
     )
     runs_dir: str = changed(TrainingConfig, "runs_dir", "runs")
     seed: int = changed(

@@ -60,6 +60,14 @@ def within(low: float, high: float, ends: str = "[]") -> Rule:
     return Rule(f"in {ends[0]}{low}, {high}{ends[1]}", holds)
 
 
+class Held(NamedTuple):
+    """What a setting keeps in memory at once: so many latents, and images that are decoded."""
+
+    setting: str
+    latents: int = 0
+    images: int = 0
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a field declares besides its name, type and default."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dpok_cli.config.fields import above, at_least, changed, setting, within
+from dpok_cli.config.fields import Held, above, at_least, changed, setting, within
 from dpok_cli.config.training import Schedule, TrainingConfig
 
 AdvantageForm = Literal["reward", "value", "prompt"]
@@ -83,6 +83,15 @@ class RLConfig(TrainingConfig):
     sample_every: int = changed(
         TrainingConfig, "sample_every", 5, help="Rounds between sample grids; 0 draws none."
     )
+
+    def held(self) -> list[Held]:
+        samples, transitions = self.samples_per_round, self.transitions_per_round
+        kept = min(self.buffer_size, self.rounds * transitions)
+        return [
+            *super().held(),
+            Held("samples_per_round", samples * (self.num_inference_steps + 1), samples),
+            Held("buffer_size", 2 * max(kept, transitions)),
+        ]
 
     @property
     def transitions_per_round(self) -> int:

@@ -4,7 +4,16 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
-from dpok_cli.config.fields import BaseConfig, Rule, at_least, changed, setting, settings_of, within
+from dpok_cli.config.fields import (
+    BaseConfig,
+    Held,
+    Rule,
+    at_least,
+    changed,
+    setting,
+    settings_of,
+    within,
+)
 
 Precision = Literal["fp32", "fp16", "bf16"]
 #: How the KL of a denoising step is measured (`engine.sampling.step`).
@@ -13,7 +22,13 @@ KLForm = Literal["epsilon", "gaussian"]
 #: ``--model tiny`` is the bundled pipeline; everything else is a hub id or a folder.
 TINY = "tiny"
 
-_PIXELS = Rule("a multiple of 8, or 0", lambda value: value >= 0 and value % 8 == 0)
+#: The largest height and width; guards against typing errors.
+MAX_PIXELS = 2048
+
+_PIXELS = Rule(
+    f"a multiple of 8 up to {MAX_PIXELS}, or 0",
+    lambda value: 0 <= value <= MAX_PIXELS and value % 8 == 0,
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,10 @@ class SamplingConfig(BaseConfig):
         may_change=True,
     )
     seed: int = setting(0, "Run", "Random seed.", at_least(0))
+
+    def held(self) -> list[Held]:
+        """Return what must be in memory at once, at the least."""
+        return []
 
     def located(self) -> Self:
         """Return the same settings with absolute paths of what is read.

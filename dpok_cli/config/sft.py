@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from dpok_cli.config.fields import at_least, changed, setting, within
+from dpok_cli.config.fields import Held, at_least, changed, setting, within
 from dpok_cli.config.training import TrainingConfig
 
 SFTForm = Literal["kl-d", "kl-o"]
@@ -57,6 +57,11 @@ class TrainSFTConfig(TrainingConfig):
     sample_every: int = changed(
         TrainingConfig, "sample_every", 50, help="Steps between sample grids; 0 draws none."
     )
+
+    def held(self) -> list[Held]:
+        examples = self.batch_size * self.gradient_accumulation  # each with its noise
+        drawn = 0 if self.dataset else self.images
+        return [*super().held(), Held("images", drawn), Held("batch_size", 2 * examples)]
 
     @property
     def method(self) -> str:

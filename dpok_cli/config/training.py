@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dpok_cli.config.fields import Rule, above, at_least, setting, within
+from dpok_cli.config.fields import Held, Rule, above, at_least, setting, within
 from dpok_cli.config.sampling import SamplingConfig
 from dpok_cli.inputs import is_unicode
 
@@ -80,7 +80,7 @@ class TrainingConfig(SamplingConfig):
         may_change=True,
     )
 
-    lora_rank: int = setting(8, "Adapter", "LoRA rank.", at_least(1))
+    lora_rank: int = setting(8, "Adapter", "LoRA rank.", within(1, 1024))
     lora_alpha: float = setting(
         0.0, "Adapter", "LoRA alpha; 0 is the rank, for a scale of 1.", at_least(0)
     )
@@ -150,6 +150,13 @@ class TrainingConfig(SamplingConfig):
         metavar="NAME",
         may_change=True,
     )
+
+    def held(self) -> list[Held]:
+        grids = self.sample_count if self.sample_every else 0
+        return [
+            Held("evaluation_samples", images=self.evaluation_samples),
+            Held("sample_count", images=grids),
+        ]
 
     @property
     def method(self) -> str:

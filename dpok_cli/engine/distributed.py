@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from dpok_cli.config.fields import flag
-from dpok_cli.errors import DpokError, InputError
+from dpok_cli.errors import DpokError, InputError, StopRequested
 
 #: How long a rank waits in a collective call, as while rank 0 draws grids and evaluates.
 TIMEOUT = timedelta(hours=2)
@@ -158,12 +158,12 @@ def all_gather_object(value: Any, ranks: Ranks) -> list[Any]:
 
 
 def all_gather_result(compute: Callable[[], Value], ranks: Ranks) -> list[Value]:
-    """Return what every rank computed; a DpokError on one of them is raised on all."""
+    """Return what every rank computed; a DpokError or StopRequested on one is raised on all."""
     value: Value | None = None
-    error: DpokError | None = None
+    error: DpokError | StopRequested | None = None
     try:
         value = compute()
-    except DpokError as failed:
+    except (DpokError, StopRequested) as failed:
         error = failed
     results = all_gather_object((value, error), ranks)
     for _, failed_there in results:

@@ -7,8 +7,8 @@ from dpok_cli.errors import InputError
 @pytest.mark.parametrize(
     ("key", "value", "must"),
     [
-        ("samples", 0, ">= 1"),
-        ("resamples", 99, ">= 100"),
+        *(("samples", value, "in [1, 100000]") for value in (0, 100_001)),
+        *(("resamples", value, "in [100, 1000000]") for value in (99, 1_000_001)),
         ("seed", 2**62, "in [0, 2^62)"),
         ("seed", -1, "in [0, 2^62)"),
     ],

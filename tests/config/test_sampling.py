@@ -13,8 +13,8 @@ from dpok_cli.errors import InputError
         *(("num_inference_steps", value) for value in (0, -1)),
         *(("guidance_scale", value) for value in (-1.0, float("nan"), float("inf"))),
         *(("eta", value) for value in (-0.1, 1.1, float("nan"))),
-        *(("height", value) for value in (-8, 4)),
-        *(("width", value) for value in (-8, 63)),
+        *(("height", value) for value in (-8, 4, 2056)),
+        *(("width", value) for value in (-8, 63, 100_000)),
         ("sample_batch_size", 0),
         ("precision", "fp8"),
         *(("seed", value) for value in (-1, 2**63)),
@@ -26,13 +26,15 @@ def test_out_of_range(key, value):
 
 
 def test_on_the_edge_of_the_range():
-    edge = {"eta": 0.0, "guidance_scale": 0.0, "seed": 2**63 - 1, "height": 8, "width": 0}
+    edge = {"eta": 0.0, "guidance_scale": 0.0, "seed": 2**63 - 1, "height": 8, "width": 2048}
     config = SamplingConfig(**edge)
     assert {key: getattr(config, key) for key in edge} == edge
 
 
 def test_messages():
-    with pytest.raises(InputError, match=r"^--width 60: must be a multiple of 8, or 0\.$"):
+    with pytest.raises(
+        InputError, match=r"^--width 60: must be a multiple of 8 up to 2048, or 0\.$"
+    ):
         SamplingConfig(width=60)
     with pytest.raises(InputError, match=r"^--prompt ' ': must be texts that are not blank\.$"):
         SamplingConfig(prompts=["a cat", " "])

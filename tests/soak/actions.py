@@ -53,8 +53,6 @@ class Action:
         self.hangs = False
         #: Whether its folder must be new or empty.
         self.once = False
-        #: Whether the command writes until it ends, so that a stop must say how to go on.
-        self.trains = False
 
     def __str__(self) -> str:
         words = [*(f"{key}={value}" for key, value in self.environment.items()), "dpok"]
@@ -67,6 +65,10 @@ class Action:
 
     def expect(self, world: World) -> None:
         """Set ``codes`` to those that are right in a folder as it is."""
+
+    def is_complete(self, world: World) -> bool:
+        """Whether a training has all of its rounds, so that a signal has nothing to save."""
+        return True
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         """Yield what is missing or wrong after exit code 0."""
@@ -101,7 +103,7 @@ class Training(Action):
             self.data = chance.choice(("images", "my images/[1]", "a=b"))
             self.arguments += (f"--dataset={self.data}",)
             self.writes.append(self.data)
-        self.trains = self.once = True
+        self.once = True
 
     def prepare(self, model: Path) -> None:
         self.arguments += (f"--model={model}",)
@@ -112,6 +114,9 @@ class Training(Action):
         self.codes = {0, 2} if odd or self.data else {0}
         if path.is_dir() and any(path.iterdir()):
             self.codes = {2}
+
+    def is_complete(self, world: World) -> bool:
+        return len(records(world.path(self.where) / "metrics.jsonl")) >= self.length
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         yield from complete(world.path(self.where), self.command, self.length if self.alone else 0)
@@ -133,7 +138,7 @@ class Resume(Action):
         if self.more:
             unit = "rounds" if run.command == "train-rl" else "steps"
             self.arguments += (f"--{unit}={max(1, run.length + self.more)}",)
-        self.writes, self.trains = list(run.writes), True
+        self.writes = list(run.writes)
 
     def expect(self, world: World) -> None:
         path = world.path(self.run.where)
@@ -143,10 +148,13 @@ class Resume(Action):
             self.codes = {2}
             return
         done = max((int(each.name) for each in path.glob("checkpoints/[0-9]*")), default=0)
+        untold = settings.get("checkpoint_every") == 0 and (path / "metrics.jsonl").exists()
         asked = max(1, self.run.length + self.more) if self.more else settings[unit]
         self.length = asked
-        # With a few checkpoints removed it may have begun again.
-        self.codes = {0} if asked >= done else {2}
+        self.codes = {0} if asked >= done and not untold else {2}
+
+    def is_complete(self, world: World) -> bool:
+        return len(records(world.path(self.run.where) / "metrics.jsonl")) >= self.length
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         path = world.path(self.run.where)

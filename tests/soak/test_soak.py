@@ -100,12 +100,7 @@ def of_command(world: World, done: Command) -> Iterator[str]:
     silent = action.streams.err or (code == 1 and action.streams.out == "broken")
     if code in (1, 2) and not silent and not re.search("^Error: ", err, re.M):
         yield f"exit code {code} without its reason: {err[-300:]!r}"
-    if (
-        code in (-1, -2, -15)
-        and action.trains
-        and "Run folder:" in err
-        and "Adapter:" not in done.out
-    ):
+    if code in (-1, -2, -15) and "Run folder:" in err and not action.is_complete(world):
         yield f"a signal ended it with nothing saved: {err[-300:]!r}"
     if code == 0:
         if action.streams.out == "full":
@@ -197,7 +192,6 @@ def test_a_faulty_file_would_be_seen(file, content, said, tmp_path):
 def test_a_command_that_fails_would_be_seen(tmp_path):
     def found(code: int, err: str = "", **more):
         action = Action("rewards")
-        action.trains = True
         vars(action).update(more)
         return list(of_command(world, SimpleNamespace(action=action, code=code, out="", err=err)))
 
@@ -208,8 +202,13 @@ def test_a_command_that_fails_would_be_seen(tmp_path):
     (said,) = found(0, "Traceback (most recent call last)")
     assert said.startswith("it printed Traceback")
     assert found(0, hangs=True) == ["it hung"]
+
+    def unfinished(world: World) -> bool:
+        return False
+
     assert found(143, signals=[(1.0, signal.SIGTERM)]) == []
-    (said,) = found(-15, "Run folder: runs/a\n", signals=[(1.0, signal.SIGTERM)])
+    asked = [(1.0, signal.SIGTERM)]
+    (said,) = found(-15, "Run folder: runs/a\n", signals=asked, is_complete=unfinished)
     assert said.startswith("a signal ended it with nothing saved")
     assert found(0, streams=Streams("full")) == [
         "exit code 0, but its result was lost on a full disk"

@@ -2,6 +2,8 @@
 
 import io
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 
 class Terminal(io.StringIO):
@@ -19,3 +21,8 @@ def rows(text: str) -> list[list[str]]:
 def numbers(text: str) -> list[int]:
     """Return the whole numbers in their order, whatever the words between them."""
     return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def has_lines(file: Path, count: int) -> Callable[[], bool]:
+    """Return a stop that comes once a file has so many lines."""
+    return lambda: file.exists() and len(file.read_text().splitlines()) >= count

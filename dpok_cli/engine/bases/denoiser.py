@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dpok_cli.engine.lora.adapter import Adapter
+from dpok_cli.errors import StopRequested
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,24 @@ class Denoiser:
         self.network, self.dtype, self.adapter = network, dtype, adapter
         #: Rows that went through the network so far; guidance takes two a sample.
         self.evaluations = 0
+
+    @contextmanager
+    def stopping(self, stop: Callable[[], bool]) -> Iterator[None]:
+        """Within the block an evaluation raises StopRequested before its next block of layers once
+        ``stop()`` is true; with a large image it may take minutes."""
+
+        def ask(*_: object) -> None:
+            if stop():
+                raise StopRequested
+
+        lists = [each for each in self.network.modules() if isinstance(each, nn.ModuleList)]
+        blocks = [block for each in lists for block in each]
+        hooks = [block.register_forward_pre_hook(ask) for block in blocks]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __call__(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float

@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 
 from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.memory import check_memory
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.bases.source import (
     INDEX,
@@ -35,7 +36,7 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     """Load a pipeline by hub id, folder or file, frozen, in the config's precision and device.
 
     ``adapter`` is a folder or file of LoRA weights to add. Raises InputError, with the reason, if
-    either cannot be loaded.
+    either cannot be loaded, and for settings that need more memory than there is.
     """
     check_source(config)
     if adapter is not None:
@@ -55,6 +56,7 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     model = DiffusionModel(pipeline, config.height, config.width)
     if adapter is not None:
         model.adapter.install(read_adapter(adapter), str(adapter))
+    check_memory(config, model)
     return model
 
 

@@ -31,10 +31,10 @@ from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.rl.value import ValueAdvantage
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sampling.seeds import rollout_seeds
-from dpok_cli.engine.training.driver import StopRequested, drive
+from dpok_cli.engine.training.driver import drive
 from dpok_cli.engine.training.outputs import Metrics
 from dpok_cli.engine.training.session import Session
-from dpok_cli.errors import RewardError
+from dpok_cli.errors import RewardError, StopRequested
 from dpok_cli.rewards.combined import Scores, WeightedReward
 from dpok_cli.rewards.worker import RewardWorker
 
@@ -132,7 +132,7 @@ class RLLoop:
         """
         config = self.config
         samples = config.samples_per_round
-        size = config.group_size if config.advantage == "prompt" else 1
+        size = min(config.group_size, samples) if config.advantage == "prompt" else 1
         random = np.random.default_rng(self.session.seed(number, "prompts"))
         rows = np.resize(random.permutation(len(config.prompts)), -(-samples // size))
         prompt = torch.from_numpy(rows.repeat(size)[:samples])
@@ -144,10 +144,12 @@ class RLLoop:
         """Draw and score this rank's shard of the round, batch by batch.
 
         Returns its trajectories, the scores of all ranks, and the seconds spent waiting for scores.
-        Raises RewardError, on all ranks, if the reward fails on one.
+        Raises RewardError or StopRequested, on all ranks, if the reward fails or a stop comes on
+        one.
         """
         drawn: list[Trajectories] = []
-        mine, error, waited = None, None, 0.0
+        mine, waited = None, 0.0
+        error: RewardError | StopRequested | None = None
         prompt = shard(draw.prompt, self.accelerator)
         seeds, start_seeds = (
             shard(each, self.accelerator) for each in (draw.seeds, draw.start_seeds)
@@ -163,7 +165,7 @@ class RLLoop:
             started = time.perf_counter()
             mine = self.worker.results()
             waited = time.perf_counter() - started
-        except RewardError as failed:
+        except (RewardError, StopRequested) as failed:
             error = failed
         for failed_somewhere in all_gather_object(error, self.accelerator):
             if failed_somewhere:

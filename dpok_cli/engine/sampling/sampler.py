@@ -44,13 +44,15 @@ class Sampler:
         config: SamplingConfig,
         denoiser: Denoiser | None = None,
         autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+        stop: Callable[[], bool] = lambda: False,
     ):
         """Take the settings of ``config``: steps, eta, guidance, batch size and negative prompt.
 
-        ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Raises
-        InputError for steps that the model's schedule cannot give.
+        ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Once
+        ``stop()`` is true, drawing ends with StopRequested, between two layers of the network.
+        Raises InputError for steps that the model's schedule cannot give.
         """
-        self.model, self.config = model, config
+        self.model, self.config, self.stop = model, config, stop
         self.denoiser = denoiser or model.denoiser
         self.autocast = autocast
         self.denoising = Denoising.of(
@@ -93,12 +95,13 @@ class Sampler:
         latents = self._noise(own)  # with start_seeds too, so that the steps' noise is the seed's
         if start_seeds is not None:
             latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])
-        for index, std in enumerate(self.denoising.std.tolist()):
-            step = torch.full((len(latents),), index, device=latents.device)
-            policy = self.policy(latents, step, conditioning)
-            drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean
-            yield Step(latents, policy, drawn)
-            latents = drawn
+        with self.denoiser.stopping(self.stop):
+            for index, std in enumerate(self.denoising.std.tolist()):
+                step = torch.full((len(latents),), index, device=latents.device)
+                policy = self.policy(latents, step, conditioning)
+                drawn = policy.mean + policy.std * self._noise(own) if std > 0 else policy.mean
+                yield Step(latents, policy, drawn)
+                latents = drawn
 
     @torch.no_grad()
     def latents(self, conditioning: Conditioning, seeds: Sequence[int]) -> Tensor:

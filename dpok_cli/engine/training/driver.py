@@ -9,12 +9,8 @@ from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
-from dpok_cli.errors import InputError, RewardError
+from dpok_cli.errors import InputError, RewardError, StopRequested
 from dpok_cli.rewards.combined import WeightedReward
-
-
-class StopRequested(Exception):
-    """Raised within a round when a stop is requested, before it has changed anything."""
 
 
 class Loop(Protocol):
@@ -72,8 +68,8 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
     outputs.resume(number)
     session.accelerator.wait_for_everyone()
     try:
-        if number == 0:
-            outputs.draw_grid(0)
+        if number in (0, loop.last) or _is_due(number, config.sample_every):
+            outputs.draw_grid(number, again=False)  # a stop may have come before it was drawn
         while number < loop.last:
             try:
                 record = loop.advance(number + 1)

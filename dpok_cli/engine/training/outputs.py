@@ -5,9 +5,9 @@ from dpok_cli.engine.bases.source import loading_code
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.runs.files import replacing, write_text
 from dpok_cli.engine.sampling.pictures import grid
-from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.training.session import Session
 from dpok_cli.engine.training.tracker import Tracker
+from dpok_cli.errors import StopRequested
 
 Metrics = dict[str, float]
 
@@ -21,7 +21,7 @@ class Outputs:
         self.run = session.run if session.is_main else None
         name = self.config.tracker if session.run else ""
         self.tracker = Tracker(name, session.accelerator, session.warn)
-        self.sampler = Sampler(self.model, self.config, autocast=session.accelerator.autocast)
+        self.sampler = session.sampler_with()
 
     def resume(self, number: int) -> None:
         """Start after round or step ``number``: later metrics are removed.
@@ -39,18 +39,27 @@ class Outputs:
             self.run.append(metrics)
         self.tracker.log(number, metrics)
 
-    def draw_grid(self, number: int) -> None:
-        """Draw the sample grid, from the same seeds each time."""
+    def draw_grid(self, number: int, again: bool = True) -> None:
+        """Draw the sample grid, from the same seeds each time; not ``again`` if it is there.
+
+        There is none if a stop comes first.
+        """
         count = self.config.sample_count
         if not self.run or not self.config.sample_every or not count:
             return
+        file = self.run.samples / f"{self.unit}-{number:05d}.png"
+        if file.exists() and not again:
+            return
         prompts = self.config.prompts[:count]
         each = count // len(prompts)
-        images = [one.image for one in self.sampler.sample(prompts, range(each))]
+        try:
+            images = [one.image for one in self.sampler.sample(prompts, range(each))]
+        except StopRequested:
+            return
         columns = each if len(prompts) > 1 else max(1, round(each**0.5))
         self.run.samples.mkdir(exist_ok=True)
-        with replacing(self.run.samples / f"{self.unit}-{number:05d}.png") as file:
-            grid(images, columns).save(file, format="png")
+        with replacing(file) as temporary:
+            grid(images, columns).save(temporary, format="png")
 
     def save_adapter(self, samples: int) -> None:
         """Write the adapter, trained on ``samples`` images, and its model card."""

@@ -53,7 +53,7 @@ class Session:
         prepared = self.accelerator.prepare(network)
         #: The denoiser that is trained; it counts the evaluations of training alone.
         self.denoiser = Denoiser(prepared, model.denoiser.dtype, model.adapter)
-        self.sampler = Sampler(model, config, self.denoiser, self.accelerator.autocast)
+        self.sampler = self.sampler_with(self.denoiser)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
 
@@ -74,6 +74,11 @@ class Session:
     def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes to the run folder."""
         return self.accelerator.is_main_process
+
+    def sampler_with(self, denoiser: Denoiser | None = None) -> Sampler:
+        """Return a sampler that a stop on this rank ends; by default with the model's denoiser."""
+        autocast = self.accelerator.autocast
+        return Sampler(self.model, self.config, denoiser, autocast, self._stop)
 
     def should_stop(self) -> bool:
         """Return whether any rank was asked to stop; the same answer on all of them."""

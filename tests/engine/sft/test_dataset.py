@@ -16,6 +16,7 @@ from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from support.text import has_lines
 from support.writers import another_writer
 
 
@@ -169,8 +170,7 @@ def test_a_set_of_another_model_is_refused(gather, make_model):
 
 def test_a_stopped_set_is_continued(gather, tmp_path):
     whole, _ = gather(folder="whole")
-    asked = iter([False, True])
-    images, told = gather(stop=lambda: next(asked))
+    images, told = gather(stop=has_lines(tmp_path / "set/metadata.jsonl", 1))
     assert (images, told) == (None, [(4, 6)])
     images, told = gather()
     assert told == [(6, 6)]

@@ -1,6 +1,7 @@
 """An interrupted and resumed run equals an uninterrupted one, bit for bit."""
 
 import json
+from itertools import count
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from dpok_cli.engine.training.updater import MAX_SKIPPED, Updater
 from dpok_cli.errors import InputError, RewardError, TrainingError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from engine.conftest import Green
+from support.text import has_lines
 
 FORMS = {
     "plain": {},
@@ -73,17 +76,34 @@ def go(make_model, make_config, tmp_path):
 def test_stopped_after_a_round(go, green, form, tmp_path):
     whole = go("whole", green, **FORMS[form])
     assert len(whole[0]) == 4
-    asked = iter([False] * 3 + [True] * 9)  # asked twice a round: before the updates and after
-    go("cut", green, stop=lambda: next(asked), **FORMS[form])
+    go("cut", green, stop=has_lines(tmp_path / "cut/metrics.jsonl", 2), **FORMS[form])
     assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
     assert_same(go("cut", green, **FORMS[form]), whole)
 
 
 def test_stopped_before_the_updates_of_a_round(go, green, tmp_path):
+    scored = []
+
+    class Watched(Green):
+        def score_batch(self, images, prompts):
+            scored.append(len(images))
+            return super().score_batch(images, prompts)
+
     whole = go("whole", green)
-    asked = iter([False] * 4 + [True])
-    go("cut", green, stop=lambda: next(asked))
+    go("cut", WeightedReward([(Watched(), 1.0)]), stop=lambda: sum(scored) == 12)
     assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
+    assert_same(go("cut", green), whole)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.3, 0.6, 0.99])
+def test_stopped_at_any_moment(go, green, moment, tmp_path):
+    """Most of them are between two layers of the network, in a rollout or a grid."""
+    calls = count()
+    whole = go("whole", green, stop=lambda: next(calls) < 0)
+    at, calls = int(moment * next(calls)), count()
+    cut = go("cut", green, stop=lambda: next(calls) >= at)
+    assert len(cut[0]) == [0, 0, 1, 2, 4][[0.0, 0.05, 0.3, 0.6, 0.99].index(moment)]
+    assert next(calls) - at < 20  # it ends soon
     assert_same(go("cut", green), whole)
 
 
@@ -113,13 +133,12 @@ def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
     assert_same(go("cut", green, checkpoint_every=2), whole)
 
 
-def test_a_reward_with_random_numbers_of_its_own(go):
+def test_a_reward_with_random_numbers_of_its_own(go, tmp_path):
     reward = WeightedReward([(Dice(), 1.0)])
     torch.manual_seed(5)
     whole = go("whole", reward)
     torch.manual_seed(5)
-    asked = iter([False] * 3 + [True])
-    go("cut", reward, stop=lambda: next(asked))
+    go("cut", reward, stop=has_lines(tmp_path / "cut/metrics.jsonl", 2))
     torch.manual_seed(6)
     assert_same(go("cut", reward), whole)
 

@@ -17,7 +17,7 @@ from dpok_cli.engine.sft.dataset.imagefolder import METADATA, is_own
 from dpok_cli.engine.sft.dataset.sources import ImageSource, OwnFolder, Reference
 from dpok_cli.engine.sft.dataset.store import ImageStore, Picture
 from dpok_cli.engine.training.session import Session
-from dpok_cli.errors import InputError
+from dpok_cli.errors import InputError, StopRequested
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import Scores, WeightedReward
 from dpok_cli.rewards.spec import spec_of
@@ -129,7 +129,10 @@ class _Collector:
                 return False
             start = len(self.store.entries)
             rows = list(range(start, min(start + batch, total)))
-            pictures = self._draw(source, rows, rewards)
+            try:
+                pictures = self._draw(source, rows, rewards)
+            except StopRequested:
+                return False
             self.store.append(pictures, write=self.accelerator.is_main_process)
             self.tell(len(self.store.entries), total)
         return all(self._score(key, one, total) for key, one in rewards.items())
