@@ -13,6 +13,7 @@ from dpok_cli import __version__
 from dpok_cli.commands import (
     evaluate,
     export,
+    push,
     rewards,
     sample,
     serve_reward,
@@ -34,6 +35,7 @@ app.command("train-sft")(results_alone()(train_sft.train_sft))
 app.command("sample")(results_alone()(sample.sample))
 app.command("evaluate")(results_alone()(evaluate.evaluate))
 app.command("export")(results_alone()(export.export))
+app.command("push")(results_alone()(push.push))
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(results_alone()(serve_reward.serve_reward))
 

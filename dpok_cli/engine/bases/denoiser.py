@@ -44,14 +44,16 @@ class Denoiser:
 
     @contextmanager
     def stopping(self, stop: Callable[[], bool]) -> Iterator[None]:
-        """Within the block an evaluation raises StopRequested before its next layer once ``stop()``
-        is true; a large image may take minutes."""
+        """Within the block an evaluation raises StopRequested before its next block of layers once
+        ``stop()`` is true; with a large image it may take minutes."""
 
         def ask(*_: object) -> None:
             if stop():
                 raise StopRequested
 
-        hooks = [layer.register_forward_pre_hook(ask) for layer in self.network.modules()]
+        lists = [each for each in self.network.modules() if isinstance(each, nn.ModuleList)]
+        blocks = [block for each in lists for block in each]
+        hooks = [block.register_forward_pre_hook(ask) for block in blocks]
         try:
             yield
         finally:

@@ -71,7 +71,11 @@ def loading_code(config: SamplingConfig) -> str:
         given = ", vae=vae"
     if config.model_config:
         given += f", config={_quoted(config.model_config)}"
-    lines.append(f"pipe = StableDiffusionPipeline.{_call(locate(config.model))}{given})")
+    call = _call(config.model)
+    if config.model == TINY:
+        lines.insert(0, "from dpok_cli import tiny\n")
+        call = 'from_pretrained(tiny.folder("pipeline")'
+    lines.append(f"pipe = StableDiffusionPipeline.{call}{given})")
     return "\n".join(lines)
 
 

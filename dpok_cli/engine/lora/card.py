@@ -1,6 +1,7 @@
 """The adapter's model card, in the form that the hub and diffusers write."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,7 @@ from dpok_cli.engine.lora.files import ADAPTER_FILE
 
 CARD = """\
 ---
-library_name: diffusers
-base_model: {base}
+{base_model}library_name: diffusers
 tags: [text-to-image, lora, diffusers, stable-diffusion, dpok]
 instance_prompt: {prompt}
 ---
@@ -56,8 +56,10 @@ def adapter_card(
     ``loading`` is Python that makes ``pipe`` of the base model, and ``scheduler`` what
     ``DDIMScheduler.from_config`` needs besides the config of its scheduler.
     """
+    is_hub_id = config.model.count("/") == 1 and not os.path.exists(config.model)
     return CARD.format(
         base=config.model,
+        base_model=f"base_model: {config.model}\n" if is_hub_id else "",
         loading=loading,
         prompt=json.dumps(config.prompts[0], ensure_ascii=False),
         prompts="\n".join(f"- {prompt}" for prompt in config.prompts),

@@ -18,7 +18,7 @@ def test_what_the_card_says(make_config, tmp_path):
     config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
     card = adapter_card(config, 1234, "pipe = 1", {"clip_sample": False})
     _, head, text = card.split("---\n", 2)
-    assert f"base_model: {config.model}\n" in head
+    assert "base_model" not in head  # a folder is no model of the hub
     assert "library_name: diffusers\n" in head
     (prompt,) = (line for line in head.splitlines() if line.startswith("instance_prompt: "))
     assert json.loads(prompt.removeprefix("instance_prompt: ")) == 'a "green" rabbit'
@@ -28,6 +28,11 @@ def test_what_the_card_says(make_config, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(text.split("```toml\n")[1].split("```")[0])
     assert resolve(TrainRLConfig, file=file) == config
+
+
+def test_a_base_on_the_hub_is_linked(make_config):
+    config = make_config(model="org/base")
+    assert adapter_card(config, 1, "", {}).startswith("---\nbase_model: org/base\nlibrary_name: ")
 
 
 def test_the_code_of_the_card_draws_the_trained_images(make_config, green, tmp_path, monkeypatch):
