@@ -257,6 +257,31 @@ class Evaluate(Action):
             yield from results(done, "Report: ")
 
 
+class Export(Action):
+    """A run's adapter in the form of another tool."""
+
+    def __init__(self, chance: Random, run: Training):
+        self.run, self.form = run, chance.choice(("diffusers", "kohya", "peft"))
+        self.output = f"{chance.choice(PLACES)}/exported-{chance.randrange(20)}"
+        self.output += "" if self.form == "peft" else ".safetensors"
+        flags = [f"--format={self.form}", f"--output={self.output}"]
+        if chance.random() < 0.3:
+            flags.append(f"--dtype={chance.choice(('fp32', 'fp16', 'bf16'))}")
+        super().__init__("export", *flags, "--", run.where)
+        self.writes, self.once = [self.output], True
+
+    def expect(self, world: World) -> None:
+        output = world.path(self.output)
+        there = is_trained(world.path(self.run.where))
+        self.codes = {0} if there and not os.path.isfile(output) and not is_filled(output) else {2}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        output = world.path(self.output)
+        if not (is_filled(output) if self.form == "peft" else output.is_file()):
+            yield "nothing is exported"
+        yield from results(done, "")
+
+
 class Show(Action):
     """Commands that only print."""
 
@@ -321,14 +346,16 @@ def random_step(chance: Random, runs: list[Training], model: Path) -> list[Actio
 
 def _one(chance: Random, runs: list[Training]) -> Action:
     run = chance.choice(runs[-8:]) if runs else None
-    kinds = ("train", "resume", "sample", "evaluate", "show", "bad")
-    (kind,) = chance.choices(kinds, (8, 8, 4, 5, 2, 2))
+    kinds = ("train", "resume", "sample", "evaluate", "export", "show", "bad")
+    (kind,) = chance.choices(kinds, (8, 8, 4, 5, 2, 2, 2))
     if kind == "resume" and run:
         return Resume(chance, run)
     if kind == "sample":
         return Sample(chance, run if chance.random() < 0.7 else None)
     if kind == "evaluate" and run:
         return Evaluate(chance, [run, *chance.sample(runs[-8:], chance.choice((0, 0, 0, 1)))])
+    if kind == "export" and run:
+        return Export(chance, run)
     if kind in ("show", "bad"):
         return Show(chance) if kind == "show" else Bad(chance)
     runs.append(made := Training(chance))
