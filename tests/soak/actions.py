@@ -82,8 +82,8 @@ class Training(Action):
     def __init__(self, chance: Random):
         self.command = chance.choices(("train-rl", "train-sft"), (3, 2))[0]
         self.runs, self.name = chance.choice(PLACES), chance.choice(NAMES)
-        if chance.random() < 0.6:
-            self.runs, self.name = "runs", f"run-{chance.randrange(40)}"
+        if chance.random() < 0.7:
+            self.runs, self.name = "runs", f"run-{chance.randrange(100)}"
         self.prompts = chance.sample(PROMPTS, chance.choice((1, 1, 2)))
         self.length = chance.randint(1, 4)
         own = RL if self.command == "train-rl" else [*SFT, "--images=4", "--gamma=5"]
@@ -365,12 +365,12 @@ def _one(chance: Random, runs: list[Training]) -> Action:
 def _disturb(chance: Random, action: Action) -> None:
     """Give a command signals, other streams or another environment, or none of that."""
     fate = chance.random()
-    if fate < 0.35:
+    if fate < 0.28:
         delay = chance.uniform(0.1, 2.5)
         action.signals = [(delay, chance.choice(SIGNALS))]
         if chance.random() < 0.3:
             action.signals.append((delay + chance.uniform(0, 0.5), chance.choice(SIGNALS)))
-    elif fate < 0.47:
+    elif fate < 0.4:
         action.streams = Streams(*chance.choice(STREAMS), chance.uniform(0, 2))
     action.environment = chance.choice(
         [{}, {}, {}, {}, {"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {"LC_ALL": "C"}, {"COLUMNS": "20"}]
