@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.loop import train_rl
 from dpok_cli.engine.rl.objectives.dpok import dpok_loss
 from dpok_cli.engine.rl.value import ValueFunction
@@ -272,6 +273,27 @@ def test_prompts_take_turns_and_seeds_never_return(rl_loop, model, make_config, 
     few = rl_loop(make_config(**short), model, green)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
+
+
+def test_every_draw_has_a_seed_of_its_run_its_round_and_its_purpose(
+    rl_loop, make_model, make_config, green, monkeypatch
+):
+    orders, original = [], Buffer.minibatches
+
+    def minibatches(self, batch_size, seed):
+        orders.append(seed)
+        return original(self, batch_size, seed)
+
+    monkeypatch.setattr(Buffer, "minibatches", minibatches)
+    drawn = []
+    for seed in (0, 1):
+        config = make_config(advantage="value", value_updates=1, seed=seed)
+        loop = rl_loop(config, make_model(), green)
+        for number in (1, 2):
+            loop.advance(number)
+            drawn += loop.draw(number).seeds
+    assert len({*orders}) == len(orders) == 2 * 2 * 2  # value function and policy
+    assert len({*drawn}) == len(drawn) == 2 * 2 * 4
 
 
 def test_groups_share_their_prompt_and_their_first_noise(rl_loop, model, make_config, green):
