@@ -143,9 +143,10 @@ class Resume(Action):
 
     def expect(self, world: World) -> None:
         path = world.path(self.run.where)
-        settings, unit = config_of(path), {"train-rl": "rounds"}.get(self.run.command, "steps")
+        settings, unit = config_of(path), "rounds" if self.command == "train-rl" else "steps"
         self.length = 0
-        if settings is None or command_of(path) != self.command:
+        other_flag = self.more and self.command != self.run.command
+        if settings is None or command_of(path) != self.command or other_flag:
             self.codes = {2}
             return
         done = max((int(each.name) for each in path.glob("checkpoints/[0-9]*")), default=0)
