@@ -380,7 +380,8 @@ def _disturb(chance: Random, action: Action) -> None:
 
 def named(chance: Random, run: Training, flag: str, several: bool = False) -> list[str]:
     """Name a run by its path, or by its name in its folder."""
-    if chance.random() < 0.5 and not several:
+    by_name = chance.random() < 0.5 and not several
+    if by_name and run.name != "latest":  # which is the newest of all
         return [f"{flag}={run.name}", f"--runs-dir={run.runs}"]
     return [f"{flag}={run.where}"]
 
