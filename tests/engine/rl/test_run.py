@@ -206,7 +206,7 @@ def test_no_stochastic_step_is_refused(make_model, make_config, green, changes, 
 
 
 def test_more_steps_than_the_model_was_trained_for_are_refused(model, make_config, green):
-    with pytest.raises(InputError, match="num_inference_steps"):
+    with pytest.raises(InputError, match="--num-inference-steps 1001: this model has 999 at most"):
         train(make_config(num_inference_steps=1001), model, green)
 
 
