@@ -49,11 +49,11 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     except Exception as error:  # each library raises its own for a bad file
         raise cannot_load(config.model, error) from error
     _check_parts(pipeline, config.model)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval()
     pipeline.vae.float()  # half precision overflows in SD's decoder
     pipeline.to(device_of(config.device))
     model = DiffusionModel(pipeline, config.height, config.width)
+    for part in model.base.parts():
+        part.requires_grad_(False).eval()
     if adapter is not None:
         model.adapter.install(read_adapter(adapter), str(adapter))
     check_memory(config, model)

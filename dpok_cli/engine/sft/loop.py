@@ -103,7 +103,7 @@ class SFTLoop:
         random = torch.Generator().manual_seed(self.session.seed(number, "step"))
         size = config.batch_size * config.gradient_accumulation
         rows = self._choose(size, random)
-        timesteps = torch.randint(self.objective.levels, (size,), generator=random)
+        timesteps = self.session.model.base.draw_timesteps(size, random)
         noise = torch.randn(size, *self.latents.shape[1:], generator=random)
         dropped = torch.rand(size, generator=random) < config.prompt_dropout
         is_due = number % config.log_every == 0 or number == config.steps

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.sampling.step import epsilon_kl
 from dpok_cli.engine.training.session import Session
 
@@ -20,7 +20,7 @@ class Examples(NamedTuple):
     latents: Tensor  # (B, C, h, w), float32: x_0
     weight: Tensor  # (B,)
     prompts: list[str]  # B; "" for those trained without
-    timesteps: Tensor  # (B,) long: the level of the noise
+    timesteps: Tensor  # (B,): the level of the noise
     noise: Tensor  # (B, C, h, w)
 
 
@@ -38,8 +38,6 @@ class SFTObjective:
     def __init__(self, config: TrainSFTConfig, session: Session):
         self.config, self.session = config, session
         self.model, self.denoiser = session.model, session.denoiser
-        #: Timesteps that noise is added at, each as likely as the others.
-        self.levels: int = self.model.scheduler.config.num_train_timesteps
         self.has_kl = config.kl_form == "kl-o" and config.gamma > 0
 
     def weights(self, rewards: Tensor) -> Tensor:
@@ -48,15 +46,9 @@ class SFTObjective:
 
     def loss(self, batch: Examples, with_kl: bool) -> Errors:
         """Return `sft_loss` of a batch; the KL is taken if it is in the loss or ``with_kl``."""
-        scheduler = self.model.scheduler
         latents, noise, timesteps = batch.latents, batch.noise, batch.timesteps
         texts = self._encode(batch.prompts)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = {
-            "epsilon": lambda: noise,
-            "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-            "sample": lambda: latents,
-        }[scheduler.config.prediction_type]()
+        noisy, target = self.model.base.corrupt(latents, noise, timesteps)
         kl = None
         with self.session.accelerator.autocast():
             output = self.denoiser(noisy, timesteps, texts, guidance_scale=1.0)

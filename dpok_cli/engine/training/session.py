@@ -47,12 +47,12 @@ class Session:
             project_dir=run.path if run else None,
         )
         model.adapter.start(config, run)
-        network = model.pipeline.unet
+        network = model.base.network
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         prepared = self.accelerator.prepare(network)
         #: The denoiser that is trained; it counts the evaluations of training alone.
-        self.denoiser = Denoiser(prepared, model.denoiser.dtype, model.adapter)
+        self.denoiser = Denoiser(model.base, prepared, model.adapter)
         self.sampler = self.sampler_with(self.denoiser)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts

@@ -95,7 +95,7 @@ def test_it_is_what_diffusers_makes_of_the_pipelines_own(with_scheduler, make_co
     folder = with_scheduler(RELEASED[name])
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     theirs = DDIMScheduler.from_config(pipeline.scheduler.config)
-    ours = load(make_config(SampleConfig, model=str(folder))).scheduler
+    ours = load(make_config(SampleConfig, model=str(folder))).base.scheduler
     for steps in (3, 20, 50):
         for each in (ours, theirs):
             each.set_timesteps(steps)

@@ -110,7 +110,7 @@ def test_the_loss_by_hand(prediction, loop, shake):
         made.examples(rows, timesteps, noise, nothing), with_kl=True
     )
 
-    signal = made.session.model.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
+    signal = made.session.model.base.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
     spread = (1 - signal**2).sqrt()
     x_0 = made.latents[rows]
     noisy = signal * x_0 + spread * noise
