@@ -43,6 +43,8 @@ def test_the_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
     with Image.open(found["picture"]) as picture:
         assert picture.format == "PNG"
 
+    assert found["lora"].keys() == {"unet"}
+
     folder, results = found["folder"], found["results"]
     assert json.loads(folder.results.read_text()) == results
     assert [each["name"] for each in results["models"]] == ["base", "rabbit"]
@@ -56,5 +58,13 @@ def test_the_blocks_run_one_after_another(tmp_path, monkeypatch, capsys):
 
 def test_there_is_a_block_for_each_thing_to_do():
     text = "\n".join(blocks())
-    for call in ("train_rl", "train_sft", "compare", "write_samples", "evaluate", "write_report"):
+    for call in (
+        "train_rl",
+        "train_sft",
+        "compare",
+        "write_samples",
+        "write",
+        "evaluate",
+        "write_report",
+    ):
         assert re.search(rf"\b{call}\(", text), call

@@ -9,6 +9,7 @@ from dpok_cli.config import Precision, SampleConfig
 from dpok_cli.display import console
 from dpok_cli.engine.lora.export import FORMS, Form
 from dpok_cli.errors import InputError, suggest
+from dpok_cli.inputs import at_home
 
 Source = Annotated[
     str,
@@ -78,18 +79,17 @@ def export(
     base = model or str(config.get("model", ""))
     what = form or "merged"
     file = what in ("diffusers", "kohya")
-    output = output or Path(f"{name}-{what}{'.safetensors' if file else ''}")
+    output = at_home(output or Path(f"{name}-{what}{'.safetensors' if file else ''}"))
     if file and output.suffix != ".safetensors":
         raise InputError(f"--output {output}: the file's name must end in .safetensors.")
     if output.exists():
         raise InputError(f"{output} already exists: give another --output, or remove it.")
     if merge and not base:
         raise InputError("--merge needs the base model: give --model.")
-    settings = SampleConfig(
-        **{key: config[key] for key in ("model_config", "vae") if key in config},
-        model=base or SampleConfig.model,
-        device="cpu",
-    )
+    kept = {"vae": config.get("vae", "")}
+    if not model:  # the configuration is that of the run's own file
+        kept["model_config"] = config.get("model_config", "")
+    settings = SampleConfig(**kept, model=base or SampleConfig.model, device="cpu")
     from dpok_cli.engine.lora.files import read_adapter
 
     lora = read_adapter(adapter, "dpok export")
@@ -109,7 +109,7 @@ def _find(source: str, runs_dir: str) -> tuple[str, Path, dict[str, Any]]:
     """Return a name, the adapter and the config of its run, {} if there is none."""
     from dpok_cli.engine.runs.folder import RunFolder
 
-    path = Path(source)
+    path = Path(at_home(source))
     if path.exists() and not (path / "config.toml").is_file():
         run = RunFolder(path.resolve().parent)
         if path.name != run.adapter.name or not run.config.is_file():

@@ -1,5 +1,6 @@
 """`dpok export`: what it writes where, and what it refuses before it writes anything."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,15 @@ def test_a_merged_pipeline_draws_the_same_images_without_an_adapter(dpok, traine
         assert max(high for _, high in ImageChops.difference(after, merged).getextrema()) <= 1
         changed += max(high for _, high in ImageChops.difference(before, after).getextrema())
     assert changed > 5
+
+
+def test_paths_in_the_home_folder(dpok, adapters, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(adapters["shaken"], tmp_path / "home/lora")
+    result = dpok("export", "~/lora", "--format=kohya", "--output=~/lion.safetensors")
+    assert result.code == 0, result.err
+    assert result.out.strip() == str(tmp_path / "home/lion.safetensors")
+    assert (tmp_path / "home/lion.safetensors").is_file()
 
 
 def test_a_merged_pipeline_in_half_precision(dpok, trained, adapters, pipeline_folder, tmp_path):

@@ -73,7 +73,7 @@ def test_more_steps_than_the_schedule_has(run, changed, steps, tmp_path):
     changed()
     result = run("model", steps=steps)
     assert result.code == 2
-    assert result.err == f"Error: num_inference_steps = {steps}: this model has 999 at most.\n"
+    assert result.err == f"Error: --num-inference-steps {steps}: this model has 999 at most.\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "model"]
 
 

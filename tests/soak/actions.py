@@ -6,6 +6,7 @@ it. What must hold follows from the folder as it is just before the command.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import tomllib
@@ -112,7 +113,7 @@ class Training(Action):
         path = world.path(self.where)
         odd = not self.name.startswith("run-") or any(map(is_no_text, self.prompts))
         self.codes = {0, 2} if odd or self.data else {0}
-        if path.is_dir() and any(path.iterdir()):
+        if is_filled(path):
             self.codes = {2}
 
     def is_complete(self, world: World) -> bool:
@@ -189,7 +190,7 @@ class Sample(Action):
 
     def expect(self, world: World) -> None:
         output = world.path(self.output)
-        taken = output.is_dir() and any(output.iterdir())
+        taken = is_filled(output)
         there = self.run is None or is_trained(world.path(self.run.where))
         no_text = any(map(is_no_text, self.prompts or ()))
         self.codes = {2} if taken or not there or no_text else {0}
@@ -233,7 +234,7 @@ class Evaluate(Action):
         ready = all(is_trained(world.path(run.where)) for run in self.runs)
         known = {run.where for run in self.runs}
         names = [Path(run.where).name for run in self.runs]
-        free = not world.path(self.output).exists()
+        free = not is_filled(world.path(self.output))
         certain = (
             free and len(names) == len({*names, "base"}) - 1 and "--human" not in self.arguments
         )
@@ -382,3 +383,10 @@ def results(done: Command, start: str, end: str = "") -> Iterator[str]:
 def is_no_text(text: str) -> bool:
     """Whether it holds bytes that were no UTF-8."""
     return any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def is_filled(folder: Path) -> bool:
+    """Whether there is a folder with files, but for a lock that a killed command left."""
+    if not os.path.isdir(folder):  # unlike `Path.is_dir`, no error for a name that is too long
+        return False
+    return any(not name.startswith(".lock") for name in os.listdir(folder))

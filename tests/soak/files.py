@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 from safetensors import safe_open
 
-#: Names of files and folders that are written beside the one that they replace.
-TEMPORARY = re.compile(r"\.tmp$|~$|\.part$|^tmp")
+#: Names of what is there only while a command runs: locks, and what is to replace another.
+TEMPORARY = re.compile(r"\.tmp$|~$|\.part$|^tmp|^\.lock")
 
 
 def strict(text: str):

@@ -127,6 +127,8 @@ def of_files(world: World, done: list[Command], before: Tree, after: Tree) -> It
             world.torn |= {world.shown(world.path(place)) for place in each.action.writes}
     wrong: list[str] = []
     for name in sorted(changed):
+        if name not in after and TEMPORARY.search(Path(name).name):
+            continue  # left by a command that was killed
         if not any(is_within(name, place) or is_within(place, name) for place in allowed):
             if not any(is_within(name, place) for place in wrong):  # one line for a folder
                 kind = "changed" if name in before else "left behind"

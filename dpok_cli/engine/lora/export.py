@@ -79,9 +79,17 @@ def write_diffusers(lora: Lora, file: Path) -> None:
 
 
 def write_kohya(lora: Lora, file: Path, base: str) -> None:
-    """Write what ComfyUI, A1111 and kohya's scripts read, with kohya's metadata."""
+    """Write what ComfyUI, A1111 and kohya's scripts read, with kohya's metadata.
+
+    Raises InputError for an adapter of another family than Stable Diffusion v1 and v2.
+    """
     import torch
 
+    if others := lora.keys() - _KOHYA.keys():
+        raise InputError(
+            f"The adapter is for {' and '.join(sorted(others))}; kohya's form is written for Stable"
+            " Diffusion v1 and v2 only: give --format diffusers."
+        )
     weights = {}
     for part, layers in lora.items():
         for name, layer in layers.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpok_cli.engine.runs.files import replacing
 from dpok_cli.engine.runs.measures import Measure, Record
 
 #: Of the panels, from the top.
@@ -63,4 +64,5 @@ def plot_metrics(
         panel.set_ylabel(measure.label or measure.key)
     panels[-1].set_xlabel(unit)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -143,7 +143,7 @@ def test_the_most_steps_that_a_schedule_gives(make_model, make_config, changes, 
             with pytest.raises(InputError) as raised:
                 Sampler(model, make_config(num_inference_steps=steps))
             assert str(raised.value) == (
-                f"num_inference_steps = {steps}: this model has {most} at most."
+                f"--num-inference-steps {steps}: this model has {most} at most."
             )
     assert len(Sampler(model, make_config(num_inference_steps=most)).denoising) == most
 

@@ -80,11 +80,13 @@ def test_a_hub_id_that_is_not_here_is_refused(on_this_machine):
 @pytest.mark.parametrize("model", ["./nowhere", "/no/where", "../no", "nowhere", "a/b/c", "~/no"])
 def test_a_folder_that_is_not_there_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/nobody")
+    shown = model.replace("~", "/nobody")
     assert refused(model) == (
-        f"There is no model folder {model}. Give --model 'tiny', a folder or a hub id."
+        f"There is no model folder {shown}. Give --model 'tiny', a folder or a hub id."
     )
     assert refused("tiny", vae=model) == (
-        f"There is no VAE folder or file {model}. Give --vae a folder or a hub id."
+        f"There is no VAE folder or file {shown}. Give --vae a folder or a hub id."
     )
 
 

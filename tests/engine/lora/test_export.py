@@ -159,6 +159,13 @@ def test_kohyas_name_of_the_base(tmp_path, width, version):
         assert file.metadata()["ss_v2"] == str(version == "sd_v2")
 
 
+def test_kohyas_form_of_other_families_is_refused(tmp_path):
+    layer = Layer(torch.ones(1, 8), torch.ones(8, 1), 1.0)
+    with pytest.raises(InputError, match="is for text_encoder_2; kohya's form is written for"):
+        write({"text_encoder_2": {"a": layer}}, "kohya", tmp_path / "a.safetensors")
+    assert not (tmp_path / "a.safetensors").exists()
+
+
 # ----------------------------------------------------------------------------------------- dtype
 
 

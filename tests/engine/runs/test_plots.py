@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from PIL import Image
 
@@ -22,3 +24,26 @@ def test_metrics_are_drawn_in_green_and_blue(rounds, tmp_path):
         assert picture.size == (840, 600)
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or ()}
     assert {(44, 160, 44), (31, 119, 180)} <= colours
+
+
+def test_a_plot_that_is_cut_off_leaves_the_one_before(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def draw(rounds):
+        file = tmp_path / "metrics.png"
+        plot_metrics(history(rounds), rl_measures(OBJECTIVES["dpok"]), "round", file)
+        return file.read_bytes()
+
+    before = draw(1)
+    original = Figure.savefig
+
+    def cut_off(figure, file, **options):
+        original(figure, file, **options)
+        os.truncate(file, 100)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        draw(2)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.png"]
+    assert (tmp_path / "metrics.png").read_bytes() == before
