@@ -80,6 +80,8 @@ def make_sdxl() -> Any:
     from support.pipelines import SD_NOISE
 
     words = make_tokenizer()
+    # Its encoders are told apart in a single file by their widths.
+    wide = _clip_config(words, hidden_act="gelu", hidden_size=24, projection_dim=24)
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
@@ -88,17 +90,17 @@ def make_sdxl() -> Any:
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=(2, 4),
-        cross_attention_dim=32,
+        cross_attention_dim=16 + 24,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=64,
+        projection_class_embeddings_input_dim=6 * 8 + 24,
     )
     return StableDiffusionXLPipeline(
         vae=_vae(scaling_factor=0.13),
         text_encoder=CLIPTextModel(_clip_config(words)),
-        text_encoder_2=CLIPTextModelWithProjection(_clip_config(words, hidden_act="gelu")),
+        text_encoder_2=CLIPTextModelWithProjection(wide),
         tokenizer=words,
         tokenizer_2=words,
         unet=unet,
