@@ -73,7 +73,18 @@ def _vae(**more: Any) -> Any:
     )
 
 
-def make_sdxl() -> Any:
+#: The blocks of SDXL's UNet, much narrower.
+SDXL_BLOCKS: dict[str, Any] = dict(
+    block_out_channels=(8, 8, 16),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=2,
+    transformer_layers_per_block=(1, 2, 3),
+    attention_head_dim=(2, 2, 4),
+)
+
+
+def make_sdxl(**unet_settings: Any) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -84,18 +95,21 @@ def make_sdxl() -> Any:
     wide = _clip_config(words, hidden_act="gelu", hidden_size=24, projection_dim=24)
     unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
         norm_num_groups=4,
-        attention_head_dim=(2, 4),
         cross_attention_dim=16 + 24,
-        transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 24,
+        **dict(
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+        )
+        | unet_settings,
     )
     return StableDiffusionXLPipeline(
         vae=_vae(scaling_factor=0.13),
@@ -179,11 +193,14 @@ def make_flux(guidance_embeds: bool = True) -> Any:
 MAKERS = {"sdxl": make_sdxl, "sd3": make_sd3, "flux": make_flux}
 
 
-def make(family: str, seed: int = 0) -> Any:
-    """Build the pipeline of a family, frozen: "sdxl", "sd3" or "flux"."""
+def make(family: str, seed: int = 0, **settings: Any) -> Any:
+    """Build the pipeline of a family, frozen: "sdxl", "sd3" or "flux".
+
+    ``settings`` are for its maker.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = MAKERS[family]()
+        pipeline = MAKERS[family](**settings)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
