@@ -69,8 +69,8 @@ def adapter_card(
         version=__version__,
         scheduler="".join(f", {key}={value!r}" for key, value in scheduler.items()),
         file=ADAPTER_FILE,
-        steps=config.num_inference_steps,
+        steps=config.for_evaluation().num_inference_steps,
         guidance_scale=config.guidance_scale,
-        eta=config.eta,
+        eta=config.for_evaluation().eta,
         settings=to_toml(config),
     )

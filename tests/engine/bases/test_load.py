@@ -118,7 +118,7 @@ def test_embeddings_are_those_of_the_pipeline(model):
     assert len(embeds) == 2
     with torch.no_grad():
         expected, negative = model.pipeline.encode_prompt("two cats", "cpu", 1, True, "blurred")
-    torch.testing.assert_close(embeds[1:].prompts, expected)
+    torch.testing.assert_close(embeds[1:].prompts.embeds, expected)
     torch.testing.assert_close(embeds[1:].negative.embeds, negative)
     assert (expected - negative).abs().max() > 0.1
 
