@@ -127,7 +127,8 @@ class Job:
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
-            Sampler(self.model, settings)
+            for drawing in (settings, settings.for_evaluation()):
+                Sampler(self.model, drawing)
             self.model.adapter.start(settings, self.existing)
             self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
             self.reward.prepare()

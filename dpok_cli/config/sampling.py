@@ -143,6 +143,14 @@ class SampleConfig(SamplingConfig):
 
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a run's config that determines its images, on any machine."""
+    """Return the part of a run's config that determines its images, on any machine.
+
+    Steps and eta are those of its evaluations, which may differ from the training's.
+    """
     shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
-    return {key: value for key, value in config.items() if key in shared}
+    settings = {key: value for key, value in config.items() if key in shared}
+    if steps := config.get("evaluation_steps", 0):
+        settings["num_inference_steps"] = steps
+    if (eta := config.get("evaluation_eta", -1)) >= 0:
+        settings["eta"] = eta
+    return settings

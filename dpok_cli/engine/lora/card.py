@@ -71,7 +71,7 @@ def adapter_card(
         set_scheduler = (
             f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{given})\n"
         )
-        arguments["eta"] = config.eta
+        arguments["eta"] = config.for_evaluation().eta
     is_hub_id = config.model.count("/") == 1 and not os.path.exists(config.model)
     return CARD.format(
         base=config.model,
@@ -91,7 +91,7 @@ def adapter_card(
             for key, value in arguments.items()
         ),
         file=ADAPTER_FILE,
-        steps=config.num_inference_steps,
+        steps=config.for_evaluation().num_inference_steps,
         guidance_scale=config.guidance_scale,
         settings=to_toml(config),
     )

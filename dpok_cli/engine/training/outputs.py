@@ -20,7 +20,7 @@ class Outputs:
         self.run = session.run if session.is_main else None
         name = self.config.tracker if session.run else ""
         self.tracker = Tracker(name, session.accelerator, session.warn)
-        self.sampler = session.sampler_with()
+        self.sampler = session.sampler_of(self.config.for_evaluation())
 
     def resume(self, number: int) -> None:
         """Start after round or step ``number``: later metrics are removed.

@@ -6,12 +6,12 @@ import torch
 from dpok_cli.config import SampleConfig
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.sampler import Sampler
-from support.families import MAKERS, make
+from support.families import FAMILIES, make
 
 PROMPTS = ("a green rabbit", "cat")
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     return request.param
 

@@ -12,12 +12,12 @@ from dpok_cli.engine.bases.families import FAMILIES
 from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
-from support.families import MAKERS, make
+from support.families import NEWER, make, make_sdxl
 from support.ldm import checkpoint
 from support.pipelines import make_pipeline
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=NEWER)
 def family(request):
     return request.param
 
@@ -92,6 +92,15 @@ def test_a_part_that_the_index_leaves_out_is_missed(family, family_folder, tmp_p
     assert f"it has no {part}." in message or f"'{part}'" in message  # as diffusers lists parts
 
 
+def test_sd35_needs_no_t5(tmp_path):
+    pipeline = make("sd35")
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.save_pretrained(tmp_path / "folder")
+    ours = image(config(tmp_path / "folder"))
+    assert (ours - theirs(pipeline)).abs().max() <= 1e-5
+    assert (ours - theirs(make("sd35"))).abs().max() > 1e-3
+
+
 def test_a_tokenizer_of_another_encoder_is_refused(family, family_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(family_folder(family), folder)
@@ -118,23 +127,24 @@ def test_another_vae(family, family_folder, tmp_path):
 def test_a_vae_of_another_family_is_refused(family_folder, pipeline_folder, tmp_path):
     settings = config(family_folder("flux"), vae=str(pipeline_folder))
     assert refused(settings) == "The model's VAE has no shift_factor, so it is not one of FLUX.1."
-    settings = config(family_folder("sd3"), vae=str(tmp_path))
+    settings = config(family_folder("sd35"), vae=str(tmp_path))
     assert "Give --vae an AutoencoderKL of Stable Diffusion 3 and 3.5, as" in refused(settings)
 
 
 # ---------------------------------------------------------------------------------- single files
 
 
-def test_a_file_of_sdxl_draws_what_its_pipeline_draws(family_folder, tmp_path):
+def test_a_file_of_sdxl_draws_what_its_pipeline_draws(tmp_path):
+    make_sdxl().save_pretrained(tmp_path / "folder")
     file = tmp_path / "model.safetensors"
-    save_file(checkpoint(make("sdxl")), file)
-    ours = image(config(file, model_config=str(family_folder("sdxl"))))
-    assert (ours - theirs(make("sdxl"))).abs().max() <= 1e-5
+    save_file(checkpoint(make_sdxl()), file)
+    ours = image(config(file, model_config=str(tmp_path / "folder")))
+    assert (ours - theirs(make_sdxl())).abs().max() <= 1e-5
 
 
 def test_a_file_needs_a_configuration_of_its_own_family(family_folder, pipeline_folder, tmp_path):
     file = tmp_path / "model.safetensors"
-    save_file(checkpoint(make("sdxl")), file)
+    save_file(checkpoint(make_sdxl()), file)
     assert "has the weights of a StableDiffusionXLPipeline." in refused(
         config(file, model_config=str(pipeline_folder))
     )

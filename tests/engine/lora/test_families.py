@@ -13,13 +13,13 @@ from dpok_cli.engine.lora.ldm import ldm_name
 from dpok_cli.engine.lora.weights import Layer, count
 from dpok_cli.errors import InputError
 from engine.lora.conftest import equal
-from support.families import MAKERS, SDXL_BLOCKS, make
+from support.families import NEWER, make, make_sdxl
 from support.ldm import unet_name
 
 #: Of different kinds, some of which diffusers has old names for, and some not.
 MIXED = {
     "sdxl": ["proj_in", "to_q", "to_out.0", "ff.net.2", "conv1", "time_emb_proj"],
-    "sd3": [
+    "sd35": [
         "attn.to_q",
         "attn.add_q_proj",
         "ff.net.2",
@@ -31,7 +31,7 @@ MIXED = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=NEWER)
 def family(request):
     return request.param
 
@@ -40,8 +40,8 @@ def family(request):
 def trained(shake):
     """Makes a family's model with an adapter that matters, of alpha 5 and rank 3."""
 
-    def trained(family, targets=(), **settings):
-        model = DiffusionModel(make(family, **settings))
+    def trained(family, targets=()):
+        model = DiffusionModel(make_sdxl() if family == "large sdxl" else make(family))
         model.adapter.add(3, 5.0, targets, seed=0)
         shake(model)
         return model
@@ -89,10 +89,10 @@ def test_the_default_layers_are_all_of_attention(family):
         for name, module in DiffusionModel(make(family)).base.network.named_modules()
         if isinstance(module, torch.nn.Linear)
         and (".attn." in name or ".attn1." in name or ".attn2." in name)
-        and not (family == "sd3" and ".attn2." in name)  # of its first blocks only
+        and not (family == "sd35" and ".attn2." in name)  # of its first blocks only
     }
     assert layers.keys() == expected
-    assert len(expected) == {"sdxl": 64, "sd3": 15, "flux": 11}[family]
+    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11}[family]
 
 
 def test_a_layer_that_the_denoiser_has_not_is_refused(family):
@@ -130,7 +130,7 @@ def test_it_is_loaded_with_its_rank_alpha_and_layers(trained, family, tmp_path):
 
 
 def test_an_adapter_of_another_family_is_refused(trained, family, tmp_path):
-    others = [other for other in MAKERS if other != family]
+    others = [other for other in NEWER if other != family]
     for other in others:
         model = trained(other)
         model.adapter.save(tmp_path / other)
@@ -167,16 +167,14 @@ def test_a_merged_pipeline_draws_the_same_images(trained, family, tmp_path):
 @pytest.fixture
 def xl(trained, text_lora):
     """A model of SDXL's structure with an adapter of its UNet and both text encoders."""
-    model = trained(
-        "sdxl", [*MIXED["sdxl"], "to_k", "conv2", "conv_shortcut", "conv"], **SDXL_BLOCKS
-    )
+    model = trained("large sdxl", [*MIXED["sdxl"], "to_k", "conv2", "conv_shortcut", "conv"])
     for name in ("text_encoder", "text_encoder_2"):
         model.adapter.install({name: text_lora(getattr(model.pipeline, name))}, "it")
     return model
 
 
 def test_the_names_of_all_layers_are_those_of_the_first_release():
-    unet = make("sdxl", **SDXL_BLOCKS).unet
+    unet = make_sdxl().unet
     names = [name for name in unet.state_dict() if name.endswith(".weight")]
     assert len(names) > 100
     for name in names:
@@ -190,12 +188,12 @@ def test_text_encoders_of_sdxl_go_with_it(xl, form, tmp_path):
     assert lora.keys() == {"unet", "text_encoder", "text_encoder_2"}
     write(lora, form, tmp_path / "a.safetensors")
     assert equal(read_adapter(tmp_path / "a.safetensors"), lora)
-    pipeline = make("sdxl", **SDXL_BLOCKS)
+    pipeline = make_sdxl()
     pipeline.load_lora_weights(tmp_path, weight_name="a.safetensors")
     assert weights_in(pipeline) == count(lora)
     assert (image(pipeline) - image(xl.pipeline)).abs().max() <= 1e-5
     for name in ("text_encoder", "text_encoder_2"):  # each of them matters
-        model = DiffusionModel(make("sdxl", **SDXL_BLOCKS))
+        model = DiffusionModel(make_sdxl())
         model.adapter.install({part: lora[part] for part in lora if part != name}, "it")
         assert (image(model.pipeline) - image(xl.pipeline)).abs().max() > 1e-3
 
@@ -222,7 +220,7 @@ def test_kohyas_names_are_those_that_its_scripts_and_comfyui_have(xl, tmp_path):
     ):
         assert layer in layers
     converted, alphas = StableDiffusionXLPipeline.lora_state_dict(
-        dict(weights), unet_config=make("sdxl", **SDXL_BLOCKS).unet.config
+        dict(weights), unet_config=make_sdxl().unet.config
     )
     assert len(converted) == count(lora)
     assert set(alphas.values()) == {5.0, 4.0}
@@ -240,7 +238,7 @@ def test_an_adapter_of_sdxl_is_known_by_its_layers(trained, tmp_path):
 # ---------------------------------------------------------------------------------- flow matching
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd35", "flux"])
 def test_kohyas_form_is_not_written_for_flow_matching(trained, family, tmp_path):
     lora = trained(family).adapter.weights()
     with pytest.raises(InputError) as caught:

@@ -11,7 +11,7 @@ from dpok_cli.engine.sft.dataset.collect import ImageSet
 from dpok_cli.engine.sft.loop import SFTLoop
 from dpok_cli.engine.training.session import Session
 from dpok_cli.rewards.combined import Scores
-from support.families import MAKERS, make
+from support.families import NEWER, make
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def loop(make_config, tmp_path):
     return loop
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=NEWER)
 def family(request):
     return request.param
 
@@ -58,7 +58,7 @@ def test_a_step_lowers_the_loss(loop, family):
     assert losses[-1] < losses[0] - 1e-4
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd35", "flux"])
 def test_flow_matching_by_hand(family):
     """x_t = (1 - s) x_0 + s e at the timestep 1000 s, of which e - x_0 is predicted."""
     base = DiffusionModel(make(family)).base
@@ -73,14 +73,14 @@ def test_flow_matching_by_hand(family):
     torch.testing.assert_close(noisy[1] + 0.75 * target[1], noise[1])
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd35", "flux"])
 def test_the_timesteps_of_flow_matching(family):
     """Logit-normal over the levels of training, which the scheduler may have shifted."""
     base = DiffusionModel(make(family)).base
     drawn = base.draw_timesteps(20_000, torch.Generator().manual_seed(0))
     assert drawn.shape == (20_000,)
     assert 0 < drawn.min() < drawn.max() <= 1000
-    shift = 3.0 if family == "sd3" else 1.0  # a dynamic shift is of sampling
+    shift = 3.0 if family == "sd35" else 1.0  # a dynamic shift is of sampling
     middle = 1000 * shift * 0.5 / (1 + (shift - 1) * 0.5)
     assert drawn.median().item() == pytest.approx(middle, rel=0.02)
     inside = ((drawn / 1000) / (shift - (shift - 1) * drawn / 1000)).logit()
@@ -104,7 +104,7 @@ def test_a_dropped_prompt_is_the_unconditional_row_of_sampling(loop, family):
         torch.testing.assert_close(texts.prompts.embeds[1], empty.embeds[0])
 
 
-@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("family", NEWER)
 def test_the_guidance_that_the_denoiser_is_given(loop, family, monkeypatch):
     made, given = loop(family, guidance_scale=3.5), []
     base = made.session.model.base
