@@ -85,10 +85,11 @@ class TrainingConfig(SamplingConfig):
         0.0, "Adapter", "LoRA alpha; 0 is the rank, for a scale of 1.", at_least(0)
     )
     lora_targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"),
+        (),
         "Adapter",
-        "UNet layers that get a LoRA; repeat the flag for several.",
-        Rule("layer names", bool),
+        "Layers of the denoiser that get a LoRA; repeat the flag for several. By default the"
+        " family's attention layers.",
+        Rule("a layer's name", bool, each=True),
         metavar="LAYER",
     )
     #: The reference model does not include it. "" starts from a new adapter.

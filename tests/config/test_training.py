@@ -22,7 +22,7 @@ from dpok_cli.errors import InputError
         ("max_grad_norm", 0.0),
         ("lora_rank", 0),
         ("lora_alpha", -1.0),
-        ("lora_targets", ()),
+        ("lora_targets", ("to_q", "")),
         *(("name", value) for value in ("a/b", ".", "..", "/a", "x" * 256, "é" * 128)),
         ("checkpoint_every", -1),
         ("keep", 0),

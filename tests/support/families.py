@@ -14,6 +14,8 @@ random_pipeline = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(random_pipeline)
 
 FAMILIES = tuple(random_pipeline.FAMILIES)
+#: Those besides Stable Diffusion v1 and v2.
+OTHERS = FAMILIES[1:]
 
 
 def make(family: str, seed: int = 0) -> Any:

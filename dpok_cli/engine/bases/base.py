@@ -116,8 +116,19 @@ class Base(ABC):
         return 2 if guidance_scale > 1 else 1
 
     @abstractmethod
+    def kept(self, latent_shape: tuple[int, int, int]) -> int:
+        """Return how many values the denoiser keeps at once of a row, at the least."""
+
+    @abstractmethod
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         """Return the steps of a sampler; raises InputError for a number that it cannot give."""
+
+    def ddim_arguments(self) -> dict[str, Any] | None:
+        """Return what `DDIMScheduler.from_config` needs besides the config of the pipeline's.
+
+        None if the pipeline's own scheduler draws what the base draws.
+        """
+        return None
 
     # -------------------------------------------------------------------- supervised fine-tuning
 

@@ -27,8 +27,16 @@ class FlowBase(Base):
                 f"The model's scheduler {type(self.scheduler).__name__} is not the"
                 f" FlowMatchEulerDiscreteScheduler of {family.name}."
             )
+        if pipeline.vae.config.shift_factor is None:
+            raise InputError(
+                f"The model's VAE has no shift_factor, so it is not one of {family.name}."
+            )
         #: The timesteps of training, from the noisiest.
         self.levels = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config).timesteps
+
+    def kept(self, latent_shape: tuple[int, int, int]) -> int:
+        """The tokens before a block's MLP, and in it, where they are four times as wide."""
+        return 5 * self.tokens(latent_shape) * int(self.network.inner_dim)
 
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         scheduler = copy.deepcopy(self.scheduler)

@@ -43,7 +43,7 @@ class DiffusionModel:
         family = FAMILIES[type(pipeline).__name__]
         self.pipeline, self.base = pipeline, base_class(family)(pipeline, family)
         self.latent_shape = self.base.latent_shape(height, width)
-        self.adapter = Adapter(family.denoiser, self.base.networks())
+        self.adapter = Adapter(family.denoiser, self.base.networks(), family.targets)
         self.denoiser = Denoiser(self.base, self.base.network, self.adapter)
 
     @property

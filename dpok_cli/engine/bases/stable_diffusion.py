@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpok_cli.engine.bases.base import Base, guided
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.families import Family
-from dpok_cli.engine.bases.schedule import Schedule, ddim, ddim_schedule
+from dpok_cli.engine.bases.schedule import Schedule, ddim, ddim_arguments, ddim_schedule
 
 
 class StableDiffusion(Base):
@@ -49,6 +49,16 @@ class StableDiffusion(Base):
     def added(self, text: Text, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is given besides latents, timesteps and embeddings."""
         return {}
+
+    def kept(self, latent_shape: tuple[int, int, int]) -> int:
+        """The maps of the last block, at the size of the latents."""
+        config, (_, rows, columns) = self.network.config, latent_shape
+        layers = config.layers_per_block
+        layers = layers if isinstance(layers, int) else layers[0]
+        return int((layers + 1) * config.block_out_channels[0] * rows * columns)
+
+    def ddim_arguments(self) -> dict[str, Any]:
+        return ddim_arguments(self.pipeline.scheduler)
 
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         return ddim_schedule(self.scheduler, num_inference_steps)

@@ -185,7 +185,7 @@ def test_the_adapter_is_back_also_after_an_error(model, shake, predict):
 
 
 def test_unknown_targets_are_refused(model):
-    with pytest.raises(InputError, match="'to_z': the UNet has no such layer"):
+    with pytest.raises(InputError, match="'to_z': the denoiser has no such layer"):
         model.adapter.add(4, 0.0, ["to_z", "to_y"], seed=0)
 
 
