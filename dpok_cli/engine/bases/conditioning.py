@@ -53,6 +53,12 @@ class Conditioning:
         reference = None if self.reference is None else self.reference[rows]
         return Conditioning(self.prompts[rows], self.negative, reference)
 
+    def with_negative(self) -> Conditioning:
+        """Return B + 1 rows: the prompts, and the negative prompt as the last of them."""
+        reference = None if self.reference is None else self.reference.with_negative()
+        prompts = Text.cat([self.prompts, self.negative])
+        return Conditioning(prompts, self.negative, reference)
+
     def doubled(self) -> Text:
         """Return 2 B rows for guidance: the negative prompt B times, then the prompts."""
         return Text.cat([self.negative[[0] * len(self)], self.prompts])

@@ -15,6 +15,7 @@ class Family:
     encoders: tuple[str, ...]  # the pipeline's text encoders
     targets: tuple[str, ...]  # the denoiser's layers that get a LoRA by default
     multiple: int  # height and width are multiples of it, in pixels
+    optional: tuple[str, ...] = ()  # parts that a pipeline may lack
 
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -38,6 +39,7 @@ FAMILIES = {
         (*_TWO, "text_encoder_3"),
         _JOINT,
         16,
+        ("text_encoder_3", "tokenizer_3"),
     ),
     "FluxPipeline": Family("FLUX.1", "flux", "transformer", _TWO, _JOINT, 16),
 }

@@ -32,9 +32,9 @@ class Flux(FlowBase):
             raise InputError(
                 "--negative-prompt: FLUX.1 takes none, as its guidance is an input of the model."
             )
-        embeds, pooled, _ = self.pipeline.encode_prompt([*prompts], None, device=self.device)
+        embeds, pooled, _ = self.pipeline.encode_prompt([*prompts, ""], None, device=self.device)
         texts = Text(embeds, pooled)
-        return texts, texts[:1]  # which nothing uses
+        return texts[:-1], texts[-1:]
 
     def rows(self, guidance_scale: float) -> int:
         return 1

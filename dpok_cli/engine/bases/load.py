@@ -24,6 +24,7 @@ from dpok_cli.engine.bases.source import (
     check_source,
     first_line,
     is_file,
+    left_out,
     locate,
     variant,
 )
@@ -81,6 +82,8 @@ def _pipeline(config: SamplingConfig, family: Family) -> Any:
         if config.vae:
             options["vae"] = _vae(config.vae, configuration, family)
         return _from_file(base, source, configuration, options)
+    # diffusers has to be told which parts are left out on purpose.
+    options |= dict.fromkeys(set(family.optional) & left_out(config.model))
     if config.vae:
         options["vae"] = _vae(config.vae, source, family)
     if Path(source).is_dir():
@@ -158,9 +161,11 @@ def _check_complete(pipeline: Any, family: Family, model: str) -> None:
     """Raise InputError for parts that are missing, or a tokenizer that is not its encoder's."""
     tokenizers = [encoder.replace("text_encoder", "tokenizer") for encoder in family.encoders]
     for name in (family.denoiser, "vae", "scheduler", *tokenizers, *family.encoders):
-        if getattr(pipeline, name, None) is None:
+        if getattr(pipeline, name, None) is None and name not in family.optional:
             raise InputError(f"Cannot load the model {model}: it has no {name}.")
     for name, encoder in zip(tokenizers, family.encoders, strict=True):
+        if getattr(pipeline, name) is None:
+            continue
         words = len(getattr(pipeline, name))
         known = getattr(pipeline, encoder).config.vocab_size
         if not known // 2 < words <= known:  # transformers makes one up if files are missing

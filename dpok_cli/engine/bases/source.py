@@ -56,6 +56,12 @@ def check_source(config: SamplingConfig) -> str:
     return kind
 
 
+def left_out(model: str) -> set[str]:
+    """Return the parts that the index of a pipeline's folder or hub id says it has not."""
+    index = json.loads(_index(model, "--model").read_text(encoding="utf-8"))
+    return {name for name, kind in index.items() if isinstance(kind, list) and None in kind}
+
+
 def variant(folder: Path) -> str | None:
     """Return the only variant of weights that a denoiser's folder has, as "fp16"; usually None."""
     names = [file.name for file in folder.glob("diffusion_pytorch_model*")]
@@ -111,17 +117,7 @@ def _quoted(source: str) -> str:
 
 def _check_pipeline(model: str, flag: str) -> str:
     """Return the class of a folder's or hub id's pipeline; raises InputError for an unknown one."""
-    folder = Path(locate(model))
-    if folder.exists():
-        index = folder / INDEX
-        if not index.is_file():
-            raise InputError(
-                f"{model} is no diffusers pipeline: it has no {INDEX}. Give {flag} a folder"
-                " that `save_pretrained` of a pipeline wrote."
-            )
-    else:
-        _check_id(model, flag)
-        index = _index_of_hub(model)
+    index = _index(model, flag)
     try:
         kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -131,6 +127,21 @@ def _check_pipeline(model: str, flag: str) -> str:
     if kind not in FAMILIES:
         raise InputError(f"{model} holds a {kind}; only {described()} can be used.")
     return kind
+
+
+def _index(model: str, flag: str) -> Path:
+    """Return the index of a folder or hub id; raises InputError if there is none."""
+    folder = Path(locate(model))
+    if not folder.exists():
+        _check_id(model, flag)
+        return _index_of_hub(model)
+    index = folder / INDEX
+    if not index.is_file():
+        raise InputError(
+            f"{model} is no diffusers pipeline: it has no {INDEX}. Give {flag} a folder that"
+            " `save_pretrained` of a pipeline wrote."
+        )
+    return index
 
 
 def _check_id(model: str, flag: str) -> None:

@@ -138,11 +138,10 @@ class SFTLoop:
     def examples(self, rows: Tensor, timesteps: Tensor, noise: Tensor, dropped: Tensor) -> Examples:
         """Return the images of ``rows``; all arguments are (B, ...), on the CPU.
 
-        Where ``dropped``, bool (B,), is true, the prompt is empty.
+        Where ``dropped``, bool (B,), is true, there is no prompt.
         """
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        empty = dropped.tolist()
-        prompts = ["" if drop else text for text, drop in zip(prompts, empty, strict=True)]
+        kept = zip(rows.tolist(), dropped.tolist(), strict=True)
+        prompts = [None if drop else self.prompts[row] for row, drop in kept]
         latents, weight, timesteps, noise = (
             each.to(self.device)
             for each in (self.latents[rows], self.weights[rows], timesteps, noise)

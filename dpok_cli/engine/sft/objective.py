@@ -19,7 +19,7 @@ class Examples(NamedTuple):
 
     latents: Tensor  # (B, C, h, w), float32: x_0
     weight: Tensor  # (B,)
-    prompts: list[str]  # B; "" for those trained without
+    prompts: list[str | None]  # B; None for those trained without
     timesteps: Tensor  # (B,): the level of the noise
     noise: Tensor  # (B, C, h, w)
 
@@ -38,6 +38,8 @@ class SFTObjective:
     def __init__(self, config: TrainSFTConfig, session: Session):
         self.config, self.session = config, session
         self.model, self.denoiser = session.model, session.denoiser
+        # Classifier-free guidance is of sampling; embedded guidance is an input like any other.
+        self.guidance = config.guidance_scale if self.model.base.embeds_guidance else 1.0
         self.has_kl = config.kl_form == "kl-o" and config.gamma > 0
 
     def weights(self, rewards: Tensor) -> Tensor:
@@ -51,21 +53,24 @@ class SFTObjective:
         noisy, target = self.model.base.corrupt(latents, noise, timesteps)
         kl = None
         with self.session.accelerator.autocast():
-            output = self.denoiser(noisy, timesteps, texts, guidance_scale=1.0)
+            output = self.denoiser(noisy, timesteps, texts, self.guidance)
             if self.has_kl or with_kl:
                 with torch.no_grad(), self.model.reference():
-                    frozen = self.denoiser(noisy, timesteps, texts, guidance_scale=1.0)
+                    frozen = self.denoiser(noisy, timesteps, texts, self.guidance)
                 kl = epsilon_kl(output, frozen)
         error = denoising_error(output, target)
         gamma, form = self.config.gamma, self.config.kl_form
         loss = sft_loss(batch.weight, error, kl, gamma=gamma, kl_form=form)
         return Errors(loss, error.detach(), None if kl is None else kl.detach())
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        """Return the embeddings of B prompts, each different one encoded once."""
-        different = list(dict.fromkeys(prompts))
-        encoded = self.model.encode(different)
-        return encoded[[different.index(prompt) for prompt in prompts]]
+    def _encode(self, prompts: list[str | None]) -> Conditioning:
+        """Return the embeddings of B prompts, each different one encoded once.
+
+        Where there is none they are those that guidance takes without a negative prompt.
+        """
+        different = list(dict.fromkeys(prompt or "" for prompt in prompts))
+        encoded = self.model.encode(different).with_negative()
+        return encoded[[-1 if each is None else different.index(each) for each in prompts]]
 
 
 def reward_weights(rewards: Tensor, gamma: float, kl_form: Literal["kl-d", "kl-o"]) -> Tensor:

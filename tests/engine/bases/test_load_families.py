@@ -12,12 +12,12 @@ from dpok_cli.engine.bases.families import FAMILIES
 from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
-from support.families import OTHERS, make
+from support.families import NEWER, make, make_sdxl
 from support.ldm import checkpoint
 from support.pipelines import make_pipeline
 
 
-@pytest.fixture(params=OTHERS)
+@pytest.fixture(params=NEWER)
 def family(request):
     return request.param
 
@@ -92,6 +92,15 @@ def test_a_part_that_the_index_leaves_out_is_missed(family, family_folder, tmp_p
     assert f"it has no {part}." in message or f"'{part}'" in message  # as diffusers lists parts
 
 
+def test_sd35_needs_no_t5(tmp_path):
+    pipeline = make("sd35")
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.save_pretrained(tmp_path / "folder")
+    ours = image(config(tmp_path / "folder"))
+    assert (ours - theirs(pipeline)).abs().max() <= 1e-5
+    assert (ours - theirs(make("sd35"))).abs().max() > 1e-3
+
+
 def test_a_tokenizer_of_another_encoder_is_refused(family, family_folder, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(family_folder(family), folder)
@@ -125,16 +134,17 @@ def test_a_vae_of_another_family_is_refused(family_folder, pipeline_folder, tmp_
 # ---------------------------------------------------------------------------------- single files
 
 
-def test_a_file_of_sdxl_draws_what_its_pipeline_draws(family_folder, tmp_path):
+def test_a_file_of_sdxl_draws_what_its_pipeline_draws(tmp_path):
+    make_sdxl().save_pretrained(tmp_path / "folder")
     file = tmp_path / "model.safetensors"
-    save_file(checkpoint(make("sdxl")), file)
-    ours = image(config(file, model_config=str(family_folder("sdxl"))))
-    assert (ours - theirs(make("sdxl"))).abs().max() <= 1e-5
+    save_file(checkpoint(make_sdxl()), file)
+    ours = image(config(file, model_config=str(tmp_path / "folder")))
+    assert (ours - theirs(make_sdxl())).abs().max() <= 1e-5
 
 
 def test_a_file_needs_a_configuration_of_its_own_family(family_folder, pipeline_folder, tmp_path):
     file = tmp_path / "model.safetensors"
-    save_file(checkpoint(make("sdxl")), file)
+    save_file(checkpoint(make_sdxl()), file)
     assert "has the weights of a StableDiffusionXLPipeline." in refused(
         config(file, model_config=str(pipeline_folder))
     )

@@ -13,7 +13,7 @@ from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sampling.pictures import to_pil
 from dpok_cli.engine.sampling.sampler import Sampler
-from support.families import OTHERS
+from support.families import NEWER
 
 
 def test_what_the_card_says(make_config, tmp_path):
@@ -39,7 +39,7 @@ def test_a_base_on_the_hub_is_linked(make_config):
     assert "\ntags: [text-to-image, lora, diffusers, stable-diffusion-xl, dpok]\n" in card
 
 
-@pytest.mark.parametrize("family", ["sd", *OTHERS])
+@pytest.mark.parametrize("family", ["sd", *NEWER])
 def test_the_code_of_the_card_draws_the_trained_images(
     make_config, green, pipeline_folder, family_folder, family, tmp_path, monkeypatch
 ):
