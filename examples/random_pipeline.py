@@ -68,7 +68,7 @@ class Texts:
         self.tiny = tiny
         self.words = clip_tokenizer(516 if tiny else 49_408, 16 if tiny else 77)
 
-    def clip(self, kind: type, big: bool = False) -> Any:
+    def clip(self, kind: type, big: bool = False, tiny_width: int = 16) -> Any:
         """CLIP-L, or OpenCLIP bigG; ``kind`` is transformers' class."""
         sizes: dict[str, Any] = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12)
         sizes |= dict(num_attention_heads=12, projection_dim=768)
@@ -76,8 +76,8 @@ class Texts:
             sizes = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32)
             sizes |= dict(num_attention_heads=20, projection_dim=1280, hidden_act="gelu")
         if self.tiny:
-            sizes |= dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
-            sizes |= dict(num_attention_heads=2, projection_dim=16)
+            sizes |= dict(hidden_size=tiny_width, intermediate_size=32, num_hidden_layers=2)
+            sizes |= dict(num_attention_heads=2, projection_dim=tiny_width)
         words = self.words
         config = transformers.CLIPTextConfig(
             vocab_size=len(words),
@@ -173,15 +173,17 @@ def sdxl(tiny: bool, without_t5: bool = False) -> Any:
             layers_per_block=1,
             norm_num_groups=4,
             attention_head_dim=(2, 4),
-            cross_attention_dim=32,
+            cross_attention_dim=16 + 24,
             transformer_layers_per_block=(1, 2),
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=64,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
         )
     return diffusers.StableDiffusionXLPipeline(
         vae=vae(tiny, 1024, scaling_factor=0.13025),
         text_encoder=texts.clip(transformers.CLIPTextModel),
-        text_encoder_2=texts.clip(transformers.CLIPTextModelWithProjection, big=True),
+        text_encoder_2=texts.clip(
+            transformers.CLIPTextModelWithProjection, big=True, tiny_width=24
+        ),
         tokenizer=texts.words,
         tokenizer_2=texts.words,
         unet=diffusers.UNet2DConditionModel(

@@ -133,12 +133,19 @@ def is_live(console: Console) -> bool:
 
 
 def say(text: str, console: Console | None = None) -> None:
-    """Print a text without markup, to stderr by default.
+    """Print a text without markup, to stderr by default; a result is written as it is.
 
-    Lines are not wrapped, except on a terminal's stderr, between words.
+    Lines are wrapped on a terminal's stderr only, between words.
     """
-    one_line = console is not None or not is_terminal(err)
-    (console or err).print(text, markup=False, emoji=False, highlight=False, soft_wrap=one_line)
+    if console is out:
+        try:
+            out.file.write(f"{text}\n")  # rich would replace tabs
+            out.file.flush()
+        except BrokenPipeError:
+            out.on_broken_pipe()
+        return
+    one_line = not is_terminal(err)
+    err.print(text, markup=False, emoji=False, highlight=False, soft_wrap=one_line)
 
 
 def show(table: RenderableType) -> None:

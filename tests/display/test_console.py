@@ -35,10 +35,11 @@ def test_duration(seconds, text):
     assert console.duration(seconds) == text
 
 
-def test_a_text_is_printed_as_it_is():
+def test_a_result_is_written_as_it_is(monkeypatch):
     stream = io.StringIO()
-    text = "[bold]runs[/bold]/ :cat: " + "x" * 200
-    console.say(text, Console(file=stream, width=40))
+    text = "[bold]runs[/bold]/ :cat: \t" + "x" * 200
+    monkeypatch.setattr(console, "out", Console(file=stream, width=40))
+    console.say(text, console.out)
     assert stream.getvalue() == text + "\n"
 
 

@@ -49,10 +49,10 @@ def test_a_refused_resume_writes_nothing(train, dpok):
 def test_a_set_of_images_is_drawn_by_one_run_at_a_time(train):
     Path("set").mkdir()
     with another_writer(Path("set")):
-        result = train("train-sft", "--dataset=set", "--name=second")
+        result = train("train-sft", "--dataset=set", "--name=second", "--runs-dir=some/runs")
     assert result.code == 2
+    assert not Path("some").exists()
     assert f"{REFUSED}{Path('set').resolve()}" in result.err
-    assert not Path("runs/second").exists()
     assert train("train-sft", "--dataset=set", "--name=second").code == 0
 
 
@@ -102,3 +102,18 @@ def test_two_runs_of_one_name_do_not_mix(train, monkeypatch):
     assert result.code == 2
     assert "runs/run already exists: give another --name" in result.err
     assert files("runs") == before
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya", "peft"])
+def test_an_export_has_one_writer(form, train, dpok):
+    train("train-rl", "--name=run")
+    name = "out" if form == "peft" else "out.safetensors"
+    Path("new").mkdir()
+    export = ("export", "run", f"--format={form}", f"--output=new/{name}")
+    with another_writer(Path("new"), file=name):
+        result = dpok(*export)
+    assert result.code == 2
+    assert f"{REFUSED}new/{name}" in result.err
+    assert files("new") == {}
+    assert dpok(*export).code == 0
+    assert [file.name for file in Path("new").iterdir()] == [name]

@@ -221,3 +221,9 @@ def test_plots_use_the_fonts_that_are_there(monkeypatch):
     with plots.plain_texts():
         assert matplotlib.rcParams["font.family"] == ["sans-serif", "Yu Gothic"]
     assert matplotlib.rcParams["font.family"] == before
+
+
+def test_a_tab_is_printed_as_it_is(dpok):
+    """A prompt that was pasted from a spreadsheet."""
+    printed = dpok("train-rl", "--prompt=a\tcat", "--print-config").out
+    assert tomllib.loads(printed)["prompts"] == ["a\tcat"]

@@ -82,8 +82,8 @@ class Training(Action):
     def __init__(self, chance: Random):
         self.command = chance.choices(("train-rl", "train-sft"), (3, 2))[0]
         self.runs, self.name = chance.choice(PLACES), chance.choice(NAMES)
-        if chance.random() < 0.6:
-            self.runs, self.name = "runs", f"run-{chance.randrange(40)}"
+        if chance.random() < 0.7:
+            self.runs, self.name = "runs", f"run-{chance.randrange(100)}"
         self.prompts = chance.sample(PROMPTS, chance.choice((1, 1, 2)))
         self.length = chance.randint(1, 4)
         own = RL if self.command == "train-rl" else [*SFT, "--images=4", "--gamma=5"]
@@ -143,9 +143,10 @@ class Resume(Action):
 
     def expect(self, world: World) -> None:
         path = world.path(self.run.where)
-        settings, unit = config_of(path), {"train-rl": "rounds"}.get(self.run.command, "steps")
+        settings, unit = config_of(path), "rounds" if self.command == "train-rl" else "steps"
         self.length = 0
-        if settings is None or command_of(path) != self.command:
+        other_flag = self.more and self.command != self.run.command
+        if settings is None or command_of(path) != self.command or other_flag:
             self.codes = {2}
             return
         done = max((int(each.name) for each in path.glob("checkpoints/[0-9]*")), default=0)
@@ -257,6 +258,31 @@ class Evaluate(Action):
             yield from results(done, "Report: ")
 
 
+class Export(Action):
+    """A run's adapter in the form of another tool."""
+
+    def __init__(self, chance: Random, run: Training):
+        self.run, self.form = run, chance.choice(("diffusers", "kohya", "peft"))
+        self.output = f"{chance.choice(PLACES)}/exported-{chance.randrange(20)}"
+        self.output += "" if self.form == "peft" else ".safetensors"
+        flags = [f"--format={self.form}", f"--output={self.output}"]
+        if chance.random() < 0.3:
+            flags.append(f"--dtype={chance.choice(('fp32', 'fp16', 'bf16'))}")
+        super().__init__("export", *flags, "--", run.where)
+        self.writes, self.once = [self.output], True
+
+    def expect(self, world: World) -> None:
+        output = world.path(self.output)
+        there = is_trained(world.path(self.run.where))
+        self.codes = {0} if there and not os.path.isfile(output) and not is_filled(output) else {2}
+
+    def check(self, world: World, done: Command) -> Iterator[str]:
+        output = world.path(self.output)
+        if not (is_filled(output) if self.form == "peft" else output.is_file()):
+            yield "nothing is exported"
+        yield from results(done, "")
+
+
 class Show(Action):
     """Commands that only print."""
 
@@ -321,14 +347,16 @@ def random_step(chance: Random, runs: list[Training], model: Path) -> list[Actio
 
 def _one(chance: Random, runs: list[Training]) -> Action:
     run = chance.choice(runs[-8:]) if runs else None
-    kinds = ("train", "resume", "sample", "evaluate", "show", "bad")
-    (kind,) = chance.choices(kinds, (8, 8, 4, 5, 2, 2))
+    kinds = ("train", "resume", "sample", "evaluate", "export", "show", "bad")
+    (kind,) = chance.choices(kinds, (8, 8, 4, 5, 2, 2, 2))
     if kind == "resume" and run:
         return Resume(chance, run)
     if kind == "sample":
         return Sample(chance, run if chance.random() < 0.7 else None)
     if kind == "evaluate" and run:
         return Evaluate(chance, [run, *chance.sample(runs[-8:], chance.choice((0, 0, 0, 1)))])
+    if kind == "export" and run:
+        return Export(chance, run)
     if kind in ("show", "bad"):
         return Show(chance) if kind == "show" else Bad(chance)
     runs.append(made := Training(chance))
@@ -338,12 +366,12 @@ def _one(chance: Random, runs: list[Training]) -> Action:
 def _disturb(chance: Random, action: Action) -> None:
     """Give a command signals, other streams or another environment, or none of that."""
     fate = chance.random()
-    if fate < 0.35:
+    if fate < 0.28:
         delay = chance.uniform(0.1, 2.5)
         action.signals = [(delay, chance.choice(SIGNALS))]
         if chance.random() < 0.3:
             action.signals.append((delay + chance.uniform(0, 0.5), chance.choice(SIGNALS)))
-    elif fate < 0.47:
+    elif fate < 0.4:
         action.streams = Streams(*chance.choice(STREAMS), chance.uniform(0, 2))
     action.environment = chance.choice(
         [{}, {}, {}, {}, {"TERM": "dumb"}, {"FORCE_COLOR": "1"}, {"LC_ALL": "C"}, {"COLUMNS": "20"}]

@@ -39,7 +39,7 @@ def faults(file: Path, torn: bool) -> Iterator[str]:
                 with Image.open(file) as picture:
                     picture.load()
             case ".safetensors":
-                with safe_open(file, "np") as opened:
+                with safe_open(file, "pt") as opened:
                     for key in opened.keys():  # noqa: SIM118
                         opened.get_tensor(key)
             case ".html":

@@ -6,6 +6,7 @@ import torch
 
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.runs.files import replacing
+from dpok_cli.engine.runs.lock import making
 
 
 def write_merged(model: DiffusionModel, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -19,6 +20,5 @@ def write_merged(model: DiffusionModel, folder: Path, dtype: torch.dtype | None 
     pipeline.unload_lora_weights()
     if dtype:
         pipeline.to(dtype)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(folder) as temporary:
+    with making(folder, "--output"), replacing(folder) as temporary:
         pipeline.save_pretrained(temporary)

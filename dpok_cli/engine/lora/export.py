@@ -11,6 +11,7 @@ from dpok_cli.engine.lora.files import METADATA, PEFT_CONFIG, PEFT_FILE, with_so
 from dpok_cli.engine.lora.ldm import ldm_name
 from dpok_cli.engine.lora.weights import Layer, Lora, Part, peft_config, rank_and_alpha
 from dpok_cli.engine.runs.files import replacing
+from dpok_cli.engine.runs.lock import making
 from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,19 +34,19 @@ _KOHYA_BASES = {768: "sd_v1", 1024: "sd_v2", 2048: _XL}
 def write(
     lora: Lora, form: Form, path: Path, *, base: str = "", dtype: torch.dtype | None = None
 ) -> None:
-    """Write an adapter of the model ``base`` to a file, or for peft to a folder.
+    """Write an adapter of the model ``base`` to a new file, or for peft to a new folder.
 
     ``dtype`` is by default that of the weights. Raises InputError if a form or dtype cannot hold
-    the weights.
+    the weights, or if there is such a file already.
     """
     lora = cast(lora, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if form == "kohya":
-        write_kohya(lora, path, base)
-    elif form == "peft":
-        write_peft(lora, path, base)
-    else:
-        write_diffusers(lora, path)
+    with making(path, "--output"):
+        if form == "kohya":
+            write_kohya(lora, path, base)
+        elif form == "peft":
+            write_peft(lora, path, base)
+        else:
+            write_diffusers(lora, path)
 
 
 def cast(lora: Lora, dtype: torch.dtype | None) -> Lora:

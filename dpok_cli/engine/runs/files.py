@@ -4,8 +4,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dpok_cli.errors import InputError
@@ -42,6 +42,18 @@ def make_folder(folder: Path, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {folder}: {error.strerror}. Give another {flag}.") from error
+
+
+def new_folders(folder: Path) -> list[Path]:
+    """Return a folder and those around it that do not exist, the innermost first."""
+    return [each for each in (folder, *folder.parents) if not each.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those folders that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def dated_folder(parent: Path, suffix: str = "") -> Path:

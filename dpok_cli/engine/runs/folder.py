@@ -6,7 +6,7 @@ from typing import Any
 
 from dpok_cli import __version__
 from dpok_cli.config import TrainingConfig, to_toml
-from dpok_cli.engine.runs.files import dated_folder, remove, write_text
+from dpok_cli.engine.runs.files import dated_folder, new_folders, remove, remove_empty, write_text
 from dpok_cli.engine.runs.lock import check_free, filling
 from dpok_cli.errors import InputError
 from dpok_cli.inputs import at_home, read_text
@@ -32,6 +32,8 @@ class RunFolder:
         self.initial_adapter = path / "initial_adapter"  # a copy of init_adapter
         self.samples = path / "samples"
         self.plots = path / "plots"
+        #: Folders that were made for this one.
+        self._around: list[Path] = []
 
     @staticmethod
     def check_free(config: TrainingConfig) -> None:
@@ -51,6 +53,7 @@ class RunFolder:
         """
         cls.check_free(config)
         runs = Path(config.runs_dir)
+        around = new_folders(runs)
         try:
             runs.mkdir(parents=True, exist_ok=True)
             path = runs / config.name if config.name else dated_folder(runs, f"-{config.command}")
@@ -59,6 +62,7 @@ class RunFolder:
                 f"Cannot make a run folder in {runs}: {error.strerror}. Give another --runs-dir."
             ) from error
         run = cls(path)
+        run._around = around
         with filling(path, "--name"):
             made = {"command": config.command, "dpok": __version__}
             write_text(run.record, dumps(made) + "\n")
@@ -70,6 +74,7 @@ class RunFolder:
         if self.metrics.exists() or self.has_checkpoints() or any(self.path.rglob("*.png")):
             return
         remove(self.path)
+        remove_empty(self._around)
 
     @classmethod
     def open(cls, run: str, runs_dir: str = "runs") -> "RunFolder":

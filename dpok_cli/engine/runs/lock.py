@@ -1,14 +1,16 @@
 """One writer a folder: a second command that would write to it is refused."""
 
 import errno
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from dpok_cli.engine.runs.files import make_folder
+from dpok_cli.engine.runs.files import make_folder, new_folders, remove_empty
 from dpok_cli.errors import InputError
 
 LOCK = ".lock"
@@ -19,13 +21,13 @@ _WAIT = 1.0
 
 
 @contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder that exists; blocks of one process may be nested.
+def one_writer(folder: Path, file: str = "") -> Iterator[None]:
+    """Hold the lock of a folder that exists, or of one ``file`` in it; blocks may be nested.
 
     A process that dies frees the lock. Raises InputError if another process holds it, or if the
     folder cannot be written to.
     """
-    lock = _acquire(folder)
+    lock = _acquire(folder, file)
     try:
         yield
     finally:
@@ -44,14 +46,33 @@ def filling(folder: Path, flag: str) -> Iterator[None]:
     which names ``flag``, if it has files already or cannot be made.
     """
     check_free(folder, flag)
+    new = new_folders(folder)
     make_folder(folder, flag)
     try:
         with one_writer(folder):
             check_free(folder, flag)  # another may have filled it meanwhile
             yield
     except BaseException:
-        with suppress(OSError):
-            folder.rmdir()  # only an empty one can be removed
+        remove_empty([folder, *new])
+        raise
+
+
+@contextmanager
+def making(path: Path, flag: str) -> Iterator[None]:
+    """Make a new file or folder in the block, as its only writer.
+
+    If the block raises, folders that were made for it are removed. Raises InputError, which names
+    ``flag``, if there is one already or it cannot be made.
+    """
+    new = new_folders(path.parent)
+    make_folder(path.parent, flag)
+    try:
+        with one_writer(path.parent, path.name):
+            if path.exists():
+                raise InputError(f"{path} already exists: give another {flag}, or remove it.")
+            yield
+    except BaseException:
+        remove_empty(new)
         raise
 
 
@@ -68,11 +89,12 @@ def is_free(folder: Path) -> bool:
     return folder.is_dir() and all(file.name.startswith(LOCK) for file in folder.iterdir())
 
 
-def _acquire(folder: Path) -> BaseFileLock:
-    """Return the folder's lock, held; where the system has no locks, it is a file that exists."""
+def _acquire(folder: Path, file: str) -> BaseFileLock:
+    """Return the held lock; where the system has no locks, it is a file that exists."""
+    name = f"{LOCK}-{sha256(os.fsencode(file)).hexdigest()[:16]}" if file else LOCK
     locks = (
-        FileLock(folder / LOCK, is_singleton=True, thread_local=False),
-        SoftFileLock(folder / f"{LOCK}-holder", is_singleton=True, thread_local=False),
+        FileLock(folder / name, is_singleton=True, thread_local=False),
+        SoftFileLock(folder / f"{name}-holder", is_singleton=True, thread_local=False),
     )
     for lock in locks:
         try:
@@ -84,10 +106,10 @@ def _acquire(folder: Path) -> BaseFileLock:
             if isinstance(lock, SoftFileLock):  # of another machine it is not known who lives
                 hint = f" If it died on another machine, remove {lock.lock_file}."
             raise InputError(
-                f"Another dpok is writing to {folder}: wait until it ends.{hint}"
+                f"Another dpok is writing to {folder / file}: wait until it ends.{hint}"
             ) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS or lock is locks[-1]:
                 raise InputError(f"Cannot write to {folder}: {error.strerror}.") from error
-            (folder / LOCK).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
     raise AssertionError

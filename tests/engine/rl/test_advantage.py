@@ -137,3 +137,15 @@ def test_the_value_function_learns_from_latent_prompt_and_time():
         error.backward()
         optimizer.step()
     assert error < 0.05 * target.var()
+
+
+@pytest.mark.parametrize("part", ["latent", "prompt", "time"])
+def test_the_value_depends_on_each_of_them(part):
+    value = ValueFunction(4, prompt_width=6, width=8)
+    usual = {
+        "latent": torch.zeros(1, 4, 8, 8),
+        "prompt": torch.zeros(1, 7, 6),
+        "time": torch.tensor([500]),
+    }
+    other = usual | {part: usual[part] + 1}
+    assert value(*usual.values()).item() != value(*other.values()).item()

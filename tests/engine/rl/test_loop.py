@@ -1,11 +1,14 @@
 """DPOK's loop on a tiny model: what a round measures, what it draws, compares and keeps."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.loop import train_rl
+from dpok_cli.engine.rl.objectives.dpok import dpok_loss
 from dpok_cli.engine.rl.value import ValueFunction
 from dpok_cli.engine.sampling.step import epsilon_kl, gaussian_kl
 from dpok_cli.rewards.base import RewardModel
@@ -114,6 +117,45 @@ def test_the_kl_is_of_the_form_asked_for(
     assert expected.mean() > 1e-3
 
 
+@pytest.mark.parametrize("clip_form", ["ppo", "clamp"])
+@pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
+def test_the_loss_is_that_of_the_settings(
+    clip_form, kl, rl_loop, make_model, make_config, green, shake
+):
+    settings = dict(alpha=3.0, beta=0.5, ratio_clip=1e-3, clip_form=clip_form)
+    config = make_config(**settings, kl=kl, advantage_clip=0.7)
+    loop = rl_loop(config, make_model(**GENTLE), green)
+    loop.advance(1)
+    shake(loop.sampler.model, size=0.02)
+    uneven = torch.linspace(-1, 2, len(loop.buffer))  # so that nothing cancels
+    batch = replace(loop.buffer.examples, advantage=uneven)
+    texts = loop.conditioning[batch.prompt]
+    policy = loop.sampler.policy(batch.latents, batch.step, texts)
+    reference = loop.sampler.reference(batch.latents, batch.step, texts)
+    log_prob = policy.log_prob(batch.next_latents)
+    moved = (log_prob - batch.log_prob).exp() - 1
+    assert moved.min() < -1e-3  # on both sides of the band, where the forms differ
+    assert moved.max() > 1e-3
+    expected = dpok_loss(
+        log_prob,
+        batch.log_prob,
+        batch.advantage.clamp(-0.7, 0.7),
+        policy.kl(reference, kl),
+        **settings,
+    )
+    loss = loop.objective.loss(batch).loss
+    assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    for other in (dict(alpha=1.0), dict(beta=0.01), dict(ratio_clip=1e-2)):
+        changed = dpok_loss(
+            log_prob,
+            batch.log_prob,
+            batch.advantage.clamp(-0.7, 0.7),
+            policy.kl(reference, kl),
+            **settings | other,
+        )
+        assert changed.loss.item() != pytest.approx(loss.item(), rel=1e-4)
+
+
 # --------------------------------------------------------------------------------------- advantages
 
 
@@ -166,6 +208,37 @@ def test_the_value_function_is_fitted(model, make_config, constant):
     assert "value_loss" not in train(make_config(rounds=1), model, constant(2.0))[0]
 
 
+def test_the_value_function_is_fitted_as_the_settings_say(
+    rl_loop, make_model, make_config, green, monkeypatch
+):
+    settings = dict(advantage="value", value_updates=3, value_batch_size=5, timestep_fraction=1.0)
+
+    def start(**changes):
+        return rl_loop(make_config(**settings | changes), make_model(**GENTLE), green)
+
+    first, again, other = start(), start(), start(seed=1)
+    weights = [
+        torch.cat([p.flatten() for p in each.advantage.value.parameters()])
+        for each in (first, again, other)
+    ]
+    assert torch.equal(weights[0], weights[1])  # by the run's seed, and by nothing else
+    assert not torch.equal(weights[0], weights[2])
+
+    loop, rows = start(value_learning_rate=0.03), []
+    original = ValueFunction.forward
+
+    def forward(self, latents, *others):
+        rows.append((len(latents), torch.is_grad_enabled()))
+        return original(self, latents, *others)
+
+    monkeypatch.setattr(ValueFunction, "forward", forward)
+    loop.advance(1)
+    fitted = [count for count, with_gradient in rows if with_gradient]
+    assert len(loop.buffer) == 16
+    assert fitted == [5, 5, 5]
+    assert loop.advantage.optimizer.param_groups[0]["lr"] == 0.03
+
+
 @pytest.mark.parametrize(("clip", "loss"), [(0.0, -100.0), (5.0, -5.0)])
 def test_advantages_are_clipped(model, make_config, clip, loss, constant):
     """At a ratio of 1 and on the reference, the loss is minus alpha times the advantage."""
@@ -200,6 +273,27 @@ def test_prompts_take_turns_and_seeds_never_return(rl_loop, model, make_config, 
     few = rl_loop(make_config(**short), model, green)
     rows = torch.cat([few.draw(number)[0] for number in range(60)])
     assert all(count > 20 for count in rows.bincount(minlength=3).tolist())
+
+
+def test_every_draw_has_a_seed_of_its_run_its_round_and_its_purpose(
+    rl_loop, make_model, make_config, green, monkeypatch
+):
+    orders, original = [], Buffer.minibatches
+
+    def minibatches(self, batch_size, seed):
+        orders.append(seed)
+        return original(self, batch_size, seed)
+
+    monkeypatch.setattr(Buffer, "minibatches", minibatches)
+    drawn = []
+    for seed in (0, 1):
+        config = make_config(advantage="value", value_updates=1, seed=seed)
+        loop = rl_loop(config, make_model(), green)
+        for number in (1, 2):
+            loop.advance(number)
+            drawn += loop.draw(number).seeds
+    assert len({*orders}) == len(orders) == 2 * 2 * 2  # value function and policy
+    assert len({*drawn}) == len(drawn) == 2 * 2 * 4
 
 
 def test_groups_share_their_prompt_and_their_first_noise(rl_loop, model, make_config, green):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dpok_cli.engine.runs.lock import check_free, filling, is_free, one_writer
+from dpok_cli.engine.runs.lock import check_free, filling, is_free, making, one_writer
 from dpok_cli.errors import InputError
 from support.writers import another_writer
 
@@ -106,3 +106,28 @@ def test_a_new_folder_is_made_and_an_empty_one_is_taken(tmp_path):
         filling(tmp_path / "file" / "a", "--output"),
     ):
         pass
+
+
+def test_a_new_file_is_made_by_one_command(tmp_path, before):
+    folder = tmp_path / "new" / "place"
+    with making(folder / "a", "--output"), another_writer(folder, before, "b"):
+        with (
+            pytest.raises(InputError, match="dpok is writing to .*b: wait"),
+            making(folder / "b", ""),
+        ):
+            pass
+        (folder / "a").write_text("made")
+    assert [file.name for file in folder.iterdir()] == ["a"]
+    with (
+        pytest.raises(InputError, match="a already exists: give another -o"),
+        making(folder / "a", "-o"),
+    ):
+        pass
+    assert (folder / "a").read_text() == "made"
+
+
+@pytest.mark.parametrize("make", [making, filling])
+def test_what_comes_to_nothing_leaves_no_folder(make, tmp_path):
+    with pytest.raises(ValueError, match="nothing"), make(tmp_path / "new" / "place", "--output"):
+        raise ValueError("nothing")
+    assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dpok_cli.engine.distributed import accelerator_for
-from dpok_cli.engine.training.updater import Updater
+from dpok_cli.engine.training.updater import MAX_SKIPPED, Updater
+from dpok_cli.errors import TrainingError
 
 
 class Weights:
@@ -22,7 +23,7 @@ class Weights:
 @pytest.fixture
 def make(make_config):
     def make(**changes):
-        config = make_config(weight_decay=0.0, lr_schedule="constant", **changes)
+        config = make_config(**dict(weight_decay=0.0, lr_schedule="constant") | changes)
         weights = Weights()
         accelerator = accelerator_for(torch.device("cpu"), "fp32")
         network = torch.nn.Linear(1, 1)
@@ -77,6 +78,57 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make):
     updater.step()
     assert weight.max() < 0
     assert updater.skipped == 1
+
+
+def test_the_step_is_that_of_adamw_by_hand(make):
+    """w - rate * (decay * w + sign), and the mean of the squares moves by 1 - beta2."""
+    updater, weight = make(learning_rate=0.1, weight_decay=0.5, adam_beta2=0.75, max_grad_norm=99.0)
+    weight.data.copy_(torch.tensor([2.0, -4.0]))
+    updater.backward((weight * torch.tensor([3.0, -4.0])).sum())
+    updater.step()
+    assert weight.tolist() == pytest.approx([2.0 - 0.1 - 0.1, -4.0 + 0.2 + 0.1], rel=1e-4)
+    squares = updater.optimizer.state[weight]["exp_avg_sq"].tolist()
+    assert squares == pytest.approx([0.25 * 9, 0.25 * 16], rel=1e-4)
+
+
+def take(updater, weight, gradient):
+    updater.backward((weight * torch.tensor([1.0, gradient])).sum())
+    updater.step()
+
+
+def test_only_steps_in_a_row_that_are_not_finite_end_the_run(make):
+    updater, weight = make()
+    for _ in range(3):
+        for _ in range(MAX_SKIPPED - 1):
+            take(updater, weight, float("inf"))
+        take(updater, weight, 1.0)
+    assert updater.skipped == 3 * (MAX_SKIPPED - 1)
+    other, second = make()  # a resume does not begin to count anew
+    for _ in range(MAX_SKIPPED - 2):
+        take(updater, weight, float("inf"))
+    other.load_state_dict(copy.deepcopy(updater.state_dict()))
+    take(other, second, float("nan"))
+    with pytest.raises(TrainingError, match=f"not finite {MAX_SKIPPED} times in a row"):
+        take(other, second, float("nan"))
+
+
+@pytest.mark.parametrize(("precision", "steps"), [("fp32", 0), ("bf16", 0), ("fp16", 1)])
+def test_in_half_precision_the_scaler_skips_by_itself(precision, steps, make, monkeypatch):
+    updater, weight = make(precision=precision)
+    taken, step = [], updater.optimizer.step
+    monkeypatch.setattr(updater.optimizer, "step", lambda: taken.append(step()))
+    take(updater, weight, float("inf"))
+    assert (len(taken), updater.skipped) == (steps, 1)
+
+
+def test_the_scale_of_the_gradients_comes_back(make):
+    one, other = (make()[0] for _ in range(2))
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (8.0, 2.0)]
+    for updater, scaler in zip((one, other), scalers, strict=True):
+        scaler.scale(torch.ones(1))  # as in a step
+        updater.accelerator.scaler = scaler
+    other.load_state_dict(one.state_dict())
+    assert scalers[1].get_scale() == 8.0
 
 
 def test_its_state_comes_back(make):
