@@ -184,8 +184,10 @@ class Job:
             console.show(tables.before_after_table(before, after))
         console.say(f"Adapter: {self.run.adapter}", console.out)
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
-        export = f"dpok export {quoted(self.run)} --format kohya"
-        console.say(f"For ComfyUI or A1111: {export}", console.out)
+        has_unet = self.model.adapter.denoiser == "unet"
+        tools, form = ("ComfyUI or A1111", "kohya") if has_unet else ("ComfyUI", "diffusers")
+        export = f"dpok export {quoted(self.run)} --format {form}"
+        console.say(f"For {tools}: {export}", console.out)
 
     def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
         """Keep other commands from writing to the run; raises InputError if one does."""

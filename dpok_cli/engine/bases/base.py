@@ -89,6 +89,14 @@ class Base(ABC):
 
     # ------------------------------------------------------------------------------------ the model
 
+    def check_negative(self, negative: str) -> None:
+        """Raise InputError for a negative prompt, if the family takes none."""
+        if negative and self.embeds_guidance:
+            raise InputError(
+                f"--negative-prompt: {self.family.name} takes none, as its guidance is an input of"
+                " the model."
+            )
+
     @abstractmethod
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         """Return the texts of the B prompts and of the negative one."""

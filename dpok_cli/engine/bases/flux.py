@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
-from dpok_cli.errors import InputError
 
 
 class Flux(FlowBase):
@@ -28,10 +27,7 @@ class Flux(FlowBase):
         return self.network.config.in_channels // 4
 
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
-        if negative:
-            raise InputError(
-                "--negative-prompt: FLUX.1 takes none, as its guidance is an input of the model."
-            )
+        self.check_negative(negative)
         embeds, pooled, _ = self.pipeline.encode_prompt([*prompts, ""], None, device=self.device)
         texts = Text(embeds, pooled)
         return texts[:-1], texts[-1:]

@@ -51,8 +51,10 @@ class Sampler:
 
         ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Once
         ``stop()`` is true, drawing ends with StopRequested, between two layers of the network.
-        Raises InputError for steps that the model's schedule cannot give.
+        Raises InputError for steps that the model's schedule cannot give, or a negative prompt that
+        it does not take.
         """
+        model.base.check_negative(config.negative_prompt)
         self.model, self.config, self.stop = model, config, stop
         self.denoiser = denoiser or model.denoiser
         self.autocast = autocast
