@@ -53,6 +53,19 @@ def test_every_round_is_measured(model, make_config, green):
     assert first["kl"] < second["kl"]
 
 
+def test_the_spread_and_the_gradient_norm_by_hand(rl_loop, model, make_config, green, monkeypatch):
+    loop, norms = rl_loop(make_config(updates_per_round=3), model, green), []
+    step = loop.updater.step
+    monkeypatch.setattr(loop.updater, "step", lambda: norms.append(step()) or norms[-1])
+    record = loop.advance(1)
+    rewards = loop.buffer.examples.reward  # each as often as the others
+    assert record["reward/std"] == pytest.approx(
+        (rewards - rewards.mean()).square().mean().sqrt().item()
+    )
+    assert record["grad_norm"] == pytest.approx(sum(norms).item() / 3)
+    assert len(norms) == 3
+
+
 def test_a_weighted_reward_is_measured_in_whole_and_in_parts(model, make_config, green, constant):
     (three, _) = constant(3.0).rewards["constant"]
     parts = [*green.rewards.values(), (three, -2.0)]
