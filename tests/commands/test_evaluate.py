@@ -155,7 +155,7 @@ def test_another_setting_needs_another_folder(dpok, make_run):
     before = Path("here/results.json").read_bytes()
     result = dpok("evaluate", *FAST, *REWARD, "--output", "here", "--eta", "0.5")
     assert (result.code, result.out) == (2, "")
-    assert "here was made with other settings: eta = 1.0 there, 0.5 now" in result.err
+    assert "here was made with other settings: --eta 1.0 there, 0.5 now" in result.err
     assert Path("here/results.json").read_bytes() == before
     again = dpok("evaluate", *FAST, *REWARD, "--output", "here")
     assert again.code == 0
