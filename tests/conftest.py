@@ -65,6 +65,22 @@ def pipeline_folder(template, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def family_folder(tmp_path_factory):
+    """Makes very small pipelines on disk, for all who only read them: ``family_folder("flux")``."""
+    from functools import cache
+
+    from support.families import make
+
+    @cache
+    def folder(family: str) -> Path:
+        made = tmp_path_factory.mktemp("models") / family
+        make(family).save_pretrained(made)
+        return made
+
+    return folder
+
+
+@pytest.fixture(scope="session")
 def adapters(pipeline_folder, tmp_path_factory) -> dict[str, Path]:
     """Two adapters of the very small pipeline: "shaken" changes its images, "none" does not."""
     import torch

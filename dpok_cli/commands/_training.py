@@ -127,7 +127,8 @@ class Job:
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
-            Sampler(self.model, settings)
+            for drawing in (settings, settings.for_evaluation()):
+                Sampler(self.model, drawing)
             self.model.adapter.start(settings, self.existing)
             self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
             self.reward.prepare()
@@ -183,8 +184,10 @@ class Job:
             console.show(tables.before_after_table(before, after))
         console.say(f"Adapter: {self.run.adapter}", console.out)
         console.say(f"Next: dpok sample --run {quoted(self.run)} --before", console.out)
-        export = f"dpok export {quoted(self.run)} --format kohya"
-        console.say(f"For ComfyUI or A1111: {export}", console.out)
+        has_unet = self.model.adapter.denoiser == "unet"
+        tools, form = ("ComfyUI or A1111", "kohya") if has_unet else ("ComfyUI", "diffusers")
+        export = f"dpok export {quoted(self.run)} --format {form}"
+        console.say(f"For {tools}: {export}", console.out)
 
     def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
         """Keep other commands from writing to the run; raises InputError if one does."""

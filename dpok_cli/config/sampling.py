@@ -38,8 +38,8 @@ class SamplingConfig(BaseConfig):
     model: str = setting(
         TINY,
         "Model",
-        "Base model: a Stable Diffusion v1/v2 pipeline, by hub id or folder, or a .safetensors file"
-        " of one; tiny is the bundled one.",
+        "Base model: a pipeline of Stable Diffusion v1, v2, XL, 3 or FLUX.1, hub id or folder, or"
+        " a .safetensors file of the first three; tiny is the bundled one.",
         Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER|FILE",
         path=True,
@@ -143,6 +143,14 @@ class SampleConfig(SamplingConfig):
 
 
 def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a run's config that determines its images, on any machine."""
+    """Return the part of a run's config that determines its images, on any machine.
+
+    Steps and eta are those of its evaluations, which may differ from the training's.
+    """
     shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
-    return {key: value for key, value in config.items() if key in shared}
+    settings = {key: value for key, value in config.items() if key in shared}
+    if steps := config.get("evaluation_steps", 0):
+        settings["num_inference_steps"] = steps
+    if (eta := config.get("evaluation_eta", -1)) >= 0:
+        settings["eta"] = eta
+    return settings

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from dpok_cli.config.fields import Held, Rule, above, at_least, setting, within
-from dpok_cli.config.sampling import SamplingConfig
+from dpok_cli.config.sampling import SamplingConfig, sampling_settings
 from dpok_cli.inputs import is_unicode
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -85,10 +85,11 @@ class TrainingConfig(SamplingConfig):
         0.0, "Adapter", "LoRA alpha; 0 is the rank, for a scale of 1.", at_least(0)
     )
     lora_targets: tuple[str, ...] = setting(
-        ("to_q", "to_k", "to_v", "to_out.0"),
+        (),
         "Adapter",
-        "UNet layers that get a LoRA; repeat the flag for several.",
-        Rule("layer names", bool),
+        "Layers of the denoiser that get a LoRA; repeat the flag for several. By default the"
+        " family's attention layers.",
+        Rule("a layer's name", bool, each=True),
         metavar="LAYER",
     )
     #: The reference model does not include it. "" starts from a new adapter.
@@ -143,6 +144,20 @@ class TrainingConfig(SamplingConfig):
         at_least(0),
         may_change=True,
     )
+    evaluation_steps: int = setting(
+        0,
+        "Sampling",
+        "Denoising steps of sample grids and evaluations; 0 is as in training.",
+        at_least(0),
+        may_change=True,
+    )
+    evaluation_eta: float = setting(
+        -1.0,
+        "Sampling",
+        "Noise of the sampler in sample grids and evaluations, as --eta; -1 is as in training.",
+        Rule("in [0, 1], or -1", lambda eta: eta == -1 or 0 <= eta <= 1),
+        may_change=True,
+    )
     tracker: Tracker = setting(
         "tensorboard",
         "Run",
@@ -157,6 +172,10 @@ class TrainingConfig(SamplingConfig):
             Held("evaluation_samples", images=self.evaluation_samples),
             Held("sample_count", images=grids),
         ]
+
+    def for_evaluation(self) -> SamplingConfig:
+        """Return the settings that sample grids and evaluations draw with."""
+        return SamplingConfig(**sampling_settings(vars(self)), seed=self.seed, device=self.device)
 
     @property
     def method(self) -> str:

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from dpok_cli.config import TrainingConfig
+from dpok_cli.config import TrainingConfig, TrainSFTConfig, sampling_settings
 from dpok_cli.config.fields import flag
 from dpok_cli.errors import InputError
 
@@ -20,7 +22,7 @@ from dpok_cli.errors import InputError
         ("max_grad_norm", 0.0),
         ("lora_rank", 0),
         ("lora_alpha", -1.0),
-        ("lora_targets", ()),
+        ("lora_targets", ("to_q", "")),
         *(("name", value) for value in ("a/b", ".", "..", "/a", "x" * 256, "é" * 128)),
         ("checkpoint_every", -1),
         ("keep", 0),
@@ -48,3 +50,14 @@ def test_on_the_edge_of_the_range():
     edge = {"name": "x" * 255, "tracker": "", "sample_every": 0, "adam_beta1": 0.0, "keep": 1}
     config = TrainingConfig(**edge)
     assert {key: getattr(config, key) for key in edge} == edge
+
+
+def test_evaluations_may_have_steps_and_noise_of_their_own():
+    config = TrainSFTConfig(prompts=["a cat"], num_inference_steps=10, seed=3)
+    same = config.for_evaluation()
+    assert (same.num_inference_steps, same.eta, same.seed) == (10, config.eta, 3)
+    other = replace(config, evaluation_steps=40, evaluation_eta=0.0).for_evaluation()
+    assert (other.num_inference_steps, other.eta, other.prompts) == (40, 0.0, ("a cat",))
+    assert (
+        sampling_settings(vars(replace(config, evaluation_steps=40)))["num_inference_steps"] == 40
+    )

@@ -97,9 +97,9 @@ def test_without_its_configuration_one_line_says_what_to_give(dpok, checkpoint, 
     ("name", "shape", "kind"),
     [
         (
-            "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+            "conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias",
             (4,),
-            "stabilityai/stable-diffusion-xl-base-1.0's (xl_base)",
+            "stabilityai/stable-diffusion-xl-refiner-1.0's (xl_refiner)",
         ),
         (
             "model.diffusion_model.input_blocks.0.0.weight",
@@ -194,11 +194,11 @@ def test_an_inpainting_unet_in_a_plain_pipeline(dpok, pipeline_folder, tmp_path)
         UNet2DConditionModel.from_config(config).save_pretrained(folder / "unet")
     result = dpok("train-rl", *DRAW, f"--model={folder}", *TRAIN)
     assert result.code == 2
-    assert "its UNet takes 9 channels and its VAE's latents have 4." in result.err
+    assert "its unet takes 9 channels and its VAE's latents have 4." in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["inpainting"]
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline"])
+@pytest.mark.parametrize("kind", ["Flux2Pipeline", "StableDiffusionInpaintPipeline"])
 def test_a_hub_id_of_another_family(dpok, tmp_path, monkeypatch, kind):
     """Its model_index.json is on this machine, and nothing else of it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -209,8 +209,7 @@ def test_a_hub_id_of_another_family(dpok, tmp_path, monkeypatch, kind):
     (folder / "refs/main").write_text("1")
     result = dpok("train-rl", *DRAW, "--model=some/model", *TRAIN)
     assert result.code == 2
-    assert result.err == (
-        f"Error: some/model holds a {kind}; only Stable Diffusion v1 and v2"
-        " (StableDiffusionPipeline) can be used.\n"
-    )
+    assert result.err.startswith(f"Error: some/model holds a {kind}; only Stable Diffusion v1 and")
+    assert result.err.endswith(", FLUX.1 (FluxPipeline) can be used.\n")
+    assert result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]

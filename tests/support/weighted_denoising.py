@@ -59,7 +59,7 @@ class WeightedDenoising(Objective):
 
         sampler = self.sampler
         noise = torch.ones_like(batch.latents)
-        noisy = sampler.model.scheduler.add_noise(batch.latents, noise, batch.timestep)
+        noisy = sampler.model.base.scheduler.add_noise(batch.latents, noise, batch.timestep)
         texts = self.conditioning[batch.prompt]
         output = sampler.denoiser(noisy, batch.timestep, texts, self.config.guidance_scale)
         error = ((output - noise) ** 2).mean(dim=(1, 2, 3))

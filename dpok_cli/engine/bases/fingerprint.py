@@ -10,10 +10,9 @@ from dpok_cli.errors import InputError
 
 def fingerprint(model: DiffusionModel) -> str:
     """Return the SHA-256 of all that the reference model's images depend on."""
-    noise = [each for each in model.scheduler.config.items() if not each[0].startswith("_")]
+    noise = [each for each in model.base.scheduler.config.items() if not each[0].startswith("_")]
     digest = hashlib.sha256(repr(sorted(noise)).encode())
-    pipeline = model.pipeline
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    for part in model.base.parts():
         for name, weight in part.named_parameters():
             if ".lora_" not in name:
                 flat = weight.detach().cpu().contiguous().flatten()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     DIFFUSERS_DEFAULT_PIPELINE_PATHS,
     infer_diffusers_model_type,
@@ -14,14 +14,17 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 
 from dpok_cli.config import SamplingConfig
+from dpok_cli.engine.bases.base import Base
+from dpok_cli.engine.bases.families import FAMILIES, Family
 from dpok_cli.engine.bases.memory import check_memory
-from dpok_cli.engine.bases.model import DiffusionModel
+from dpok_cli.engine.bases.model import DiffusionModel, base_class
 from dpok_cli.engine.bases.source import (
     INDEX,
     cannot_load,
     check_source,
     first_line,
     is_file,
+    left_out,
     locate,
     variant,
 )
@@ -31,6 +34,9 @@ from dpok_cli.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+#: What diffusers calls the checkpoints that can be read from a single file.
+_FILES = ("v1", "v2", "xl_base")
+
 
 def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     """Load a pipeline by hub id, folder or file, frozen, in the config's precision and device.
@@ -38,22 +44,23 @@ def load(config: SamplingConfig, adapter: Path | None = None) -> DiffusionModel:
     ``adapter`` is a folder or file of LoRA weights to add. Raises InputError, with the reason, if
     either cannot be loaded, and for settings that need more memory than there is.
     """
-    check_source(config)
+    family = FAMILIES[check_source(config)]
     if adapter is not None:
         check_adapter(adapter)
     _silence_libraries()
     try:
-        pipeline = _pipeline(config)
+        pipeline = _pipeline(config, family)
     except InputError:
         raise
     except Exception as error:  # each library raises its own for a bad file
         raise cannot_load(config.model, error) from error
-    _check_parts(pipeline, config.model)
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        part.requires_grad_(False).eval()
-    pipeline.vae.float()  # half precision overflows in SD's decoder
+    _check_complete(pipeline, family, config.model)
+    pipeline.vae.float()  # half precision overflows in decoders
     pipeline.to(device_of(config.device))
     model = DiffusionModel(pipeline, config.height, config.width)
+    _check_channels(model.base, config.model)
+    for part in model.base.parts():
+        part.requires_grad_(False).eval()
     if adapter is not None:
         model.adapter.install(read_adapter(adapter), str(adapter))
     check_memory(config, model)
@@ -67,29 +74,26 @@ def _silence_libraries() -> None:
         library.disable_progress_bar()
 
 
-def _pipeline(config: SamplingConfig) -> StableDiffusionPipeline:
-    source = locate(config.model)
-    options: dict[str, Any] = dict(
-        dtype=DTYPES[config.precision],
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def _pipeline(config: SamplingConfig, family: Family) -> Any:
+    source, base = locate(config.model), base_class(family)
+    options: dict[str, Any] = dict(dtype=DTYPES[config.precision], **base.options)
     if is_file(source):
         configuration = config.model_config or _default_configuration(Path(source))
         if config.vae:
-            options["vae"] = _vae(config.vae, configuration)
-        return _from_file(source, configuration, options)
+            options["vae"] = _vae(config.vae, configuration, family)
+        return _from_file(base, source, configuration, options)
+    # diffusers has to be told which parts are left out on purpose.
+    options |= dict.fromkeys(set(family.optional) & left_out(config.model))
     if config.vae:
-        options["vae"] = _vae(config.vae, source)
+        options["vae"] = _vae(config.vae, source, family)
     if Path(source).is_dir():
-        options["variant"] = variant(Path(source))
-        return StableDiffusionPipeline.from_pretrained(source, **options)
+        options["variant"] = variant(Path(source, family.denoiser))
+        return base.pipeline_class.from_pretrained(source, **options)
     try:
-        return StableDiffusionPipeline.from_pretrained(source, **options)
+        return base.pipeline_class.from_pretrained(source, **options)
     except OSError as error:  # the hub may have half-precision files only
         try:
-            return StableDiffusionPipeline.from_pretrained(source, variant="fp16", **options)
+            return base.pipeline_class.from_pretrained(source, variant="fp16", **options)
         except OSError:
             raise error from None
 
@@ -113,17 +117,18 @@ def _default_configuration(file: Path) -> str:
         header = {name: _Shaped(opened.get_slice(name).get_shape()) for name in names}
     kind = infer_diffusers_model_type(header)
     hub_id = DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
-    if kind not in ("v1", "v2"):
+    if kind not in _FILES:
         raise InputError(
-            f"{file} is a checkpoint like {hub_id}'s ({kind}); only Stable Diffusion v1 and v2 can"
-            " be used."
+            f"{file} is a checkpoint like {hub_id}'s ({kind}); only Stable Diffusion v1, v2 and XL"
+            " can be read from a single file. Other families are read from a pipeline's folder or"
+            " a hub id."
         )
     return hub_id
 
 
-def _from_file(source: str, configuration: str, options: dict[str, Any]) -> StableDiffusionPipeline:
+def _from_file(base: type[Base], source: str, configuration: str, options: dict[str, Any]) -> Any:
     try:
-        return StableDiffusionPipeline.from_single_file(source, config=configuration, **options)
+        return base.pipeline_class.from_single_file(source, config=configuration, **options)
     except OSError as error:
         if Path(configuration).is_dir():
             raise
@@ -134,7 +139,7 @@ def _from_file(source: str, configuration: str, options: dict[str, Any]) -> Stab
         ) from error
 
 
-def _vae(vae: str, configuration: str) -> AutoencoderKL:
+def _vae(vae: str, configuration: str, family: Family) -> AutoencoderKL:
     """Load another VAE; of a file, the configuration is that of the model's own VAE."""
     try:
         if is_file(vae):
@@ -144,25 +149,37 @@ def _vae(vae: str, configuration: str) -> AutoencoderKL:
         return AutoencoderKL.from_pretrained(vae)
     except Exception as error:
         raise InputError(
-            f"Cannot load the VAE {vae}: {first_line(error)} Give --vae an AutoencoderKL of Stable"
-            " Diffusion, as a hub id, a folder or a .safetensors file."
+            f"Cannot load the VAE {vae}: {first_line(error)} Give --vae an AutoencoderKL of"
+            f" {family.name}, as a hub id, a folder or a .safetensors file."
         ) from error
 
 
 # ---------------------------------------------------------------------------------------- checks
 
 
-def _check_parts(pipeline: StableDiffusionPipeline, model: str) -> None:
-    """Raise InputError for parts that do not belong together."""
-    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
-    if not known // 2 < words <= known:  # transformers makes up a tokenizer if files are missing
-        raise InputError(
-            f"Cannot load the model {model}: its tokenizer has {words} tokens and its text"
-            f" encoder {known}. Are its vocabulary files there?"
-        )
-    takes, has = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+def _check_complete(pipeline: Any, family: Family, model: str) -> None:
+    """Raise InputError for parts that are missing, or a tokenizer that is not its encoder's."""
+    tokenizers = [encoder.replace("text_encoder", "tokenizer") for encoder in family.encoders]
+    for name in (family.denoiser, "vae", "scheduler", *tokenizers, *family.encoders):
+        if getattr(pipeline, name, None) is None and name not in family.optional:
+            raise InputError(f"Cannot load the model {model}: it has no {name}.")
+    for name, encoder in zip(tokenizers, family.encoders, strict=True):
+        if getattr(pipeline, name) is None:
+            continue
+        words = len(getattr(pipeline, name))
+        known = getattr(pipeline, encoder).config.vocab_size
+        if not known // 2 < words <= known:  # transformers makes one up if files are missing
+            raise InputError(
+                f"Cannot load the model {model}: its {name} has {words} tokens and its {encoder}"
+                f" {known}. Are its vocabulary files there?"
+            )
+
+
+def _check_channels(base: Base, model: str) -> None:
+    """Raise InputError for a denoiser that does not take the latents of the VAE."""
+    takes, has = base.channels, base.pipeline.vae.config.latent_channels
     if takes != has:
         raise InputError(
-            f"Cannot use the model {model}: its UNet takes {takes} channels and its VAE's latents"
-            f" have {has}. Inpainting and depth models cannot be used."
+            f"Cannot use the model {model}: its {base.family.denoiser} takes {takes} channels and"
+            f" its VAE's latents have {has}. Inpainting and depth models cannot be used."
         )

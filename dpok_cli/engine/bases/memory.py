@@ -26,13 +26,10 @@ def check_memory(config: SamplingConfig, model: DiffusionModel, *more: Held) -> 
     latent, image = channels * rows * columns, 3 * height * width
     held = [*config.held(), *more]
     needs = {each.setting: each.latents * latent + each.images * image for each in held}
-    # What the UNet keeps for its last block, of a batch that may be smaller than what is asked for.
+    # What the denoiser keeps at once, of a batch that may be smaller than what is asked for.
     batch = min(config.sample_batch_size, max((each.images for each in held), default=1))
-    guided, unet = 2 if config.guidance_scale > 1 else 1, model.pipeline.unet.config
-    layers = unet.layers_per_block
-    layers = layers if isinstance(layers, int) else layers[0]
-    kept = (layers + 1) * unet.block_out_channels[0]
-    needs["sample_batch_size"] = guided * batch * kept * rows * columns // 2  # in half precision
+    batch *= model.base.rows(config.guidance_scale)
+    needs["sample_batch_size"] = batch * model.base.kept(model.latent_shape) // 2  # half precision
     setting, values = max(needs.items(), key=lambda need: need[1])
     need = values * FLOAT // process_state(config.device).num_processes
     if need > (memory := _memory(model.device)):

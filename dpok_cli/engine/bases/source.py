@@ -6,15 +6,16 @@ from pathlib import Path
 
 from dpok_cli import tiny
 from dpok_cli.config import TINY, SamplingConfig
+from dpok_cli.engine.bases.families import FAMILIES, described
 from dpok_cli.errors import InputError
 
-#: The pipelines that can be used, by the `_class_name` of their model_index.json.
-PIPELINES = ("StableDiffusionPipeline",)
+#: The class of a single file's pipeline, by how a name in it starts; the first that fits.
+FILES = {"conditioner.": "StableDiffusionXLPipeline", "": "StableDiffusionPipeline"}
 
 INDEX = "model_index.json"
 ADVICE = (
-    " Give --model a folder that holds a Stable Diffusion v1 or v2 pipeline, a .safetensors file of"
-    " one, or a hub id that this machine has or can download."
+    " Give --model the folder of a pipeline that `save_pretrained` wrote, a .safetensors file of"
+    " Stable Diffusion v1, v2 or XL, or a hub id that this machine has or can download."
 )
 
 
@@ -28,29 +29,42 @@ def is_file(model: str) -> bool:
     return Path(model).is_file()
 
 
-def check_source(config: SamplingConfig) -> None:
-    """Raise InputError unless model, `model_config` and `vae` can be those of a pipeline.
+def check_source(config: SamplingConfig) -> str:
+    """Return the class of a model's pipeline, a key of `FAMILIES`.
 
-    Of a hub id, the small model_index.json is downloaded, unless this machine has it.
+    Raises InputError unless model, `model_config` and `vae` can be those of a pipeline. Of a hub
+    id, the small model_index.json is downloaded, unless this machine has it.
     """
     model = config.model
     if is_file(model):
-        _check_file(Path(model), "--model")
+        kind = _check_file(Path(model), "--model")
         if config.model_config:
-            _check_pipeline(config.model_config, "--model-config")
+            other = _check_pipeline(config.model_config, "--model-config")
+            if kind != other:
+                raise InputError(
+                    f"--model-config {config.model_config} is of a {other}, and {model} has the"
+                    f" weights of a {kind}. Give --model-config the folder of one."
+                )
     elif config.model_config:
         raise InputError("--model-config is for a --model that is a file: leave it out.")
     else:
-        _check_pipeline(model, "--model")
+        kind = _check_pipeline(model, "--model")
     if config.vae and is_file(config.vae):
         _check_suffix(Path(config.vae), "--vae")
     elif config.vae and not Path(config.vae).exists():
         _check_id(config.vae, "--vae")
+    return kind
+
+
+def left_out(model: str) -> set[str]:
+    """Return the parts that the index of a pipeline's folder or hub id says it has not."""
+    index = json.loads(_index(model, "--model").read_text(encoding="utf-8"))
+    return {name for name, kind in index.items() if isinstance(kind, list) and None in kind}
 
 
 def variant(folder: Path) -> str | None:
-    """Return the only variant of weights that a pipeline's folder has, as "fp16"; usually None."""
-    names = [file.name for file in (folder / "unet").glob("diffusion_pytorch_model*")]
+    """Return the only variant of weights that a denoiser's folder has, as "fp16"; usually None."""
+    names = [file.name for file in folder.glob("diffusion_pytorch_model*")]
     plain = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)")
     varied = re.compile(r"diffusion_pytorch_model\.(\w+)(-\d+-of-\d+)?\.(safetensors|bin)")
     if any(plain.fullmatch(name) for name in names):
@@ -59,8 +73,8 @@ def variant(folder: Path) -> str | None:
     return "fp16" if "fp16" in found else next(iter(found), None)
 
 
-def loading_code(config: SamplingConfig) -> str:
-    """Return Python that makes ``pipe`` with diffusers, for the model card."""
+def loading_code(config: SamplingConfig, kind: str) -> str:
+    """Return Python that makes ``pipe``, of a class of diffusers, for the model card."""
     lines, given = [], ""
     if config.vae:
         inside = ', subfolder="vae"' if (Path(config.vae) / INDEX).is_file() else ""
@@ -75,7 +89,7 @@ def loading_code(config: SamplingConfig) -> str:
     if config.model == TINY:
         lines.insert(0, "from dpok_cli import tiny\n")
         call = 'from_pretrained(tiny.folder("pipeline")'
-    lines.append(f"pipe = StableDiffusionPipeline.{call}{given})")
+    lines.append(f"pipe = {kind}.{call}{given})")
     return "\n".join(lines)
 
 
@@ -101,30 +115,33 @@ def _quoted(source: str) -> str:
 # ---------------------------------------------------------------------------------------- checks
 
 
-def _check_pipeline(model: str, flag: str) -> None:
-    """Raise InputError unless the folder or hub id is a pipeline of a known family."""
-    folder = Path(locate(model))
-    if folder.exists():
-        index = folder / INDEX
-        if not index.is_file():
-            raise InputError(
-                f"{model} is no diffusers pipeline: it has no {INDEX}. Give {flag} a folder"
-                " that StableDiffusionPipeline.save_pretrained wrote."
-            )
-    else:
-        _check_id(model, flag)
-        index = _index_of_hub(model)
+def _check_pipeline(model: str, flag: str) -> str:
+    """Return the class of a folder's or hub id's pipeline; raises InputError for an unknown one."""
+    index = _index(model, flag)
     try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+        kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{index} cannot be read as a pipeline's index: {error}. Give {flag} another folder."
         ) from error
-    if kind not in PIPELINES:
+    if kind not in FAMILIES:
+        raise InputError(f"{model} holds a {kind}; only {described()} can be used.")
+    return kind
+
+
+def _index(model: str, flag: str) -> Path:
+    """Return the index of a folder or hub id; raises InputError if there is none."""
+    folder = Path(locate(model))
+    if not folder.exists():
+        _check_id(model, flag)
+        return _index_of_hub(model)
+    index = folder / INDEX
+    if not index.is_file():
         raise InputError(
-            f"{model} holds a {kind}; only Stable Diffusion v1 and v2 ({', '.join(PIPELINES)})"
-            " can be used."
+            f"{model} is no diffusers pipeline: it has no {INDEX}. Give {flag} a folder that"
+            " `save_pretrained` of a pipeline wrote."
         )
+    return index
 
 
 def _check_id(model: str, flag: str) -> None:
@@ -148,8 +165,8 @@ def _index_of_hub(model: str) -> Path:
         raise cannot_load(model, error) from error
 
 
-def _check_file(file: Path, flag: str) -> None:
-    """Raise InputError unless a file has the weights of a Stable Diffusion checkpoint."""
+def _check_file(file: Path, flag: str) -> str:
+    """Return the class of a single file's pipeline; raises InputError for no checkpoint."""
     _check_suffix(file, flag)
     from safetensors import SafetensorError, safe_open
 
@@ -163,6 +180,8 @@ def _check_file(file: Path, flag: str) -> None:
             f"{file} is no checkpoint of a whole model: it has no weights named"
             f" model.diffusion_model. Give {flag} another file, or a folder."
         )
+    starts = (start for start in FILES if any(name.startswith(start) for name in names))
+    return FILES[next(starts)]
 
 
 def _check_suffix(file: Path, flag: str) -> None:

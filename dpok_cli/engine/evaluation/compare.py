@@ -55,7 +55,7 @@ def _measure(
     seeds: Sequence[int],
 ) -> dict[str, float]:
     """Return the mean of each measure; "reward" is the weighted sum of the first of ``rewards``."""
-    drawn = list(Sampler(model, config).sample(config.prompts, seeds))
+    drawn = list(Sampler(model, config.for_evaluation()).sample(config.prompts, seeds))
     prompts = [one.prompt for one in drawn]
     images = torch.stack([one.image for one in drawn])
     on_device = images.to(model.device)

@@ -34,12 +34,13 @@ NAME = "default"
 class Adapter:
     """The LoRA weights in a model, none at first (Hu et al. 2021, arXiv 2106.09685)."""
 
-    def __init__(self, denoiser: str, networks: Mapping[str, Any]):
+    def __init__(self, denoiser: str, networks: Mapping[str, Any], targets: Sequence[str]):
         """``networks`` may get LoRA layers, by diffusers' names; ``denoiser`` is the trained one's.
 
-        All of them have the `add_adapter` of diffusers' and transformers' models.
+        All of them have the `add_adapter` of diffusers' and transformers' models. ``targets`` are
+        the denoiser's layers that get a LoRA unless others are named.
         """
-        self.denoiser, self.networks = denoiser, dict(networks)
+        self.denoiser, self.networks, self.targets = denoiser, dict(networks), tuple(targets)
         #: Whether the adapter is switched on.
         self.enabled = True
 
@@ -86,12 +87,14 @@ class Adapter:
     def add(self, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
         """Add LoRA layers, in float32, that change nothing yet; ``alpha`` 0 means ``rank``.
 
-        Raises InputError if no layer of the denoiser has the name of one of ``targets``.
+        No ``targets`` are the family's. Raises InputError if no layer of the denoiser has the name
+        of one of them.
         """
+        targets = targets or self.targets
         layers = [name for name, _ in self.network.named_modules()]
         for target in targets:  # peft takes the names that exist and ignores the rest
             if not any(f".{layer}".endswith(f".{target}") for layer in layers):
-                raise InputError(f"--lora-targets {target!r}: the UNet has no such layer.")
+                raise InputError(f"--lora-targets {target!r}: the denoiser has no such layer.")
         config = LoraConfig(
             r=rank,
             lora_alpha=alpha or rank,
@@ -207,7 +210,10 @@ class Adapter:
 
 
 def check_settings(part: Part, config: TrainingConfig, source: str) -> None:
-    """Raise InputError, which names the flag to give, unless the config describes a file's part."""
+    """Raise InputError, which names the flag to give, unless the config describes a file's part.
+
+    Without `lora_targets` any layers will do.
+    """
     rank, alpha = rank_and_alpha(part)
     if rank != config.lora_rank:
         raise InputError(
@@ -221,7 +227,7 @@ def check_settings(part: Part, config: TrainingConfig, source: str) -> None:
         return f".{layer}".endswith(f".{target}")
 
     wanted = config.lora_targets
-    if not (
+    if wanted and not (
         all(any(matches(layer, target) for target in wanted) for layer in part)
         and all(any(matches(layer, target) for layer in part) for target in wanted)
     ):

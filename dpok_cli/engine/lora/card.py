@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from dpok_cli.engine.lora.files import ADAPTER_FILE
 CARD = """\
 ---
 {base_model}library_name: diffusers
-tags: [text-to-image, lora, diffusers, stable-diffusion, dpok]
+tags: [text-to-image, lora, diffusers, {tag}, dpok]
 instance_prompt: {prompt}
 ---
 
@@ -27,17 +28,15 @@ scored by {rewards}.
 
 ```python
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import {imports}
 
 {loading}
-pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{scheduler})
-pipe.load_lora_weights(".", weight_name="{file}")
+{scheduler}pipe.load_lora_weights(".", weight_name="{file}")
 image = pipe(
     {prompt},
     num_inference_steps={steps},
     guidance_scale={guidance_scale},
-    eta={eta},
-    generator=torch.Generator().manual_seed(0),
+{arguments}    generator=torch.Generator().manual_seed(0),
 ).images[0]
 ```
 
@@ -47,15 +46,32 @@ image = pipe(
 {settings}```
 """
 
+#: Settings that the pipeline takes by the same name, if they are not empty.
+_OPTIONAL = ("negative_prompt", "height", "width")
+
 
 def adapter_card(
-    config: TrainingConfig, samples: int, loading: str, scheduler: Mapping[str, Any]
+    config: TrainingConfig,
+    samples: int,
+    kind: str,
+    loading: str,
+    scheduler: Mapping[str, Any] | None,
 ) -> str:
     """Return the card (Markdown) of an adapter that was trained on ``samples`` images so far.
 
-    ``loading`` is Python that makes ``pipe`` of the base model, and ``scheduler`` what
-    ``DDIMScheduler.from_config`` needs besides the config of its scheduler.
+    ``loading`` is Python that makes ``pipe`` of the base model, of the class ``kind``.
+    ``scheduler`` is what ``DDIMScheduler.from_config`` needs besides the config of its scheduler;
+    None if its own scheduler is used, which has no eta.
     """
+    arguments = {key: value for key in _OPTIONAL if (value := getattr(config, key))}
+    imports, set_scheduler = kind, ""
+    if scheduler is not None:
+        given = "".join(f", {key}={value!r}" for key, value in scheduler.items())
+        imports = f"DDIMScheduler, {kind}"
+        set_scheduler = (
+            f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{given})\n"
+        )
+        arguments["eta"] = config.for_evaluation().eta
     is_hub_id = config.model.count("/") == 1 and not os.path.exists(config.model)
     return CARD.format(
         base=config.model,
@@ -67,10 +83,15 @@ def adapter_card(
         samples=samples,
         method=config.method,
         version=__version__,
-        scheduler="".join(f", {key}={value!r}" for key, value in scheduler.items()),
+        tag=re.sub("(?<=[a-z])(?=[A-Z0-9])", "-", kind.removesuffix("Pipeline")).lower(),
+        imports=imports,
+        scheduler=set_scheduler,
+        arguments="".join(
+            f"    {key}={json.dumps(value, ensure_ascii=False)},\n"
+            for key, value in arguments.items()
+        ),
         file=ADAPTER_FILE,
-        steps=config.num_inference_steps,
+        steps=config.for_evaluation().num_inference_steps,
         guidance_scale=config.guidance_scale,
-        eta=config.eta,
         settings=to_toml(config),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dpok_cli import __version__
 from dpok_cli.engine.lora.files import METADATA, PEFT_CONFIG, PEFT_FILE, with_sorted_header
+from dpok_cli.engine.lora.ldm import ldm_name
 from dpok_cli.engine.lora.weights import Layer, Lora, Part, peft_config, rank_and_alpha
 from dpok_cli.engine.runs.files import replacing
 from dpok_cli.engine.runs.lock import making
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 Form = Literal["diffusers", "kohya", "peft"]
 FORMS = get_args(Form)
 
-#: kohya's names of the networks.
+#: kohya's names of the networks, of Stable Diffusion v1 and v2, and of SDXL.
 _KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te"}
+_KOHYA_XL = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 #: kohya's names of base models, by the width of their prompts' embeddings.
-_KOHYA_BASES = {768: "sd_v1", 1024: "sd_v2"}
+_XL = "sdxl_base_v1-0"
+_KOHYA_BASES = {768: "sd_v1", 1024: "sd_v2", 2048: _XL}
 
 
 def write(
@@ -82,24 +85,26 @@ def write_diffusers(lora: Lora, file: Path) -> None:
 def write_kohya(lora: Lora, file: Path, base: str) -> None:
     """Write what ComfyUI, A1111 and kohya's scripts read, with kohya's metadata.
 
-    Raises InputError for an adapter of another family than Stable Diffusion v1 and v2.
+    Raises InputError for an adapter of another family than Stable Diffusion v1, v2 and XL.
     """
     import torch
 
-    if others := lora.keys() - _KOHYA.keys():
+    if others := lora.keys() - _KOHYA_XL.keys():
         raise InputError(
             f"The adapter is for {' and '.join(sorted(others))}; kohya's form is written for Stable"
-            " Diffusion v1 and v2 only: give --format diffusers."
+            " Diffusion v1, v2 and XL only: give --format diffusers, which ComfyUI reads as well."
         )
+    version = _base_version(lora)
+    heads = _KOHYA_XL if version == _XL else _KOHYA
     weights = {}
     for part, layers in lora.items():
         for name, layer in layers.items():
-            key = f"{_KOHYA[part]}_{name.replace('.', '_')}"
+            own = ldm_name(name) if part == "unet" and version == _XL else name
+            key = f"{heads[part]}_{own.replace('.', '_')}"
             weights[f"{key}.lora_down.weight"] = layer.down
             weights[f"{key}.lora_up.weight"] = layer.up
             weights[f"{key}.alpha"] = torch.tensor(float(layer.alpha), dtype=layer.down.dtype)
     rank, alpha = rank_and_alpha(next(iter(lora.values())))
-    version = _base_version(lora)
     header = {
         "ss_sd_model_name": base,
         "ss_base_model_version": version,
@@ -150,7 +155,11 @@ def _by_peft_name(layers: Part) -> dict[str, Tensor]:
 
 def _base_version(lora: Lora) -> str:
     """Return kohya's name of the base, "" if the adapter has no layer that tells it."""
-    for name, layer in lora.get("unet", {}).items():
+    layers = lora.get("unet", {})
+    # Only SDXL has a second text encoder, and more than one transformer in a place of its UNet.
+    if "text_encoder_2" in lora or any(".transformer_blocks.1." in name for name in layers):
+        return _XL
+    for name, layer in layers.items():
         if name.endswith(("attn2.to_k", "attn2.to_v")):
             return _KOHYA_BASES.get(layer.down.shape[1], "")
     return ""

@@ -2,7 +2,8 @@
 
     diffusers   unet.down_blocks.0...attn1.to_q.lora_A.weight, or .lora.down.weight, and the older
                 ...attn1.processor.to_q_lora.down.weight, with and without "unet."
-    kohya       lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight, .alpha (ComfyUI, A1111)
+    kohya       lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight, .alpha (ComfyUI, A1111);
+                of SDXL lora_unet_input_blocks_4_..., of FLUX.1 lora_unet_double_blocks_0_...
     peft        base_model.model.down_blocks.0...attn1.to_q.lora_A.weight, and adapter_config.json
 
 diffusers' and peft's own converters translate the names.
@@ -13,8 +14,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from dpok_cli.engine.lora.ldm import LAYERS
 from dpok_cli.engine.lora.weights import TEXT_MODEL, Layer, Lora, rank_and_alpha, targets
 from dpok_cli.errors import InputError
 
@@ -49,6 +52,18 @@ _OTHER_KINDS = {
 DENOISERS = ("unet", "transformer")
 _PARTS = (*DENOISERS, "text_encoder", "text_encoder_2", "text_encoder_3")
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_KOHYA_FLUX = ("lora_unet_double_blocks_", "lora_unet_single_blocks_")
+#: How names in a transformer start, where no part stands before them.
+_TRANSFORMER = (
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+    "pos_embed.",
+    "x_embedder.",
+    "context_embedder.",
+    "time_text_embed.",
+    "norm_out.",
+    "proj_out.",
+)
 _PEFT_NAME = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -198,12 +213,16 @@ def _translate(weights: dict[str, Tensor], file: Path) -> tuple[dict[str, Halves
 def _from_kohya(
     weights: dict[str, Tensor], file: Path
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return weights and alphas by diffusers' older names."""
-    from diffusers import StableDiffusionPipeline
+    """Return weights and alphas by diffusers' names, old ones for UNets."""
+    from diffusers import FluxPipeline, StableDiffusionPipeline
 
     left = dict(weights)  # the converter takes out what it knows
     try:
-        converted, alphas = StableDiffusionPipeline.lora_state_dict(left)
+        if any(name.startswith(_KOHYA_FLUX) for name in weights):
+            # It splits q, k and v, and multiplies by the alphas.
+            return FluxPipeline.lora_state_dict(left), {}
+        blocks = SimpleNamespace(layers_per_block=LAYERS)
+        converted, alphas = StableDiffusionPipeline.lora_state_dict(left, unet_config=blocks)
     except KeyError as error:
         raise _unknown(file, f"{error.args[0]} is missing") from error
     except ValueError as error:
@@ -221,7 +240,11 @@ def _place(name: str, file: Path) -> tuple[str, str, str]:
     path = name.removeprefix("base_model.model.")
     part, _, rest = path.partition(".")
     if part not in _PARTS:
-        part, rest = "text_encoder" if path.startswith(TEXT_MODEL) else "unet", path
+        part, rest = "unet", path
+        if path.startswith(TEXT_MODEL):
+            part = "text_encoder"
+        elif path.startswith(_TRANSFORMER):
+            part = "transformer"
     key = {rest: None}
     if part.startswith("text_encoder"):
         for form in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.rollout import Transitions
 

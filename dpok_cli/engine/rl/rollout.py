@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import TimestepChoice
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.sampling.sampler import Sampler
 
 

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.rl.advantage import RewardAdvantage
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.measures import VALUE_LOSS
@@ -25,14 +25,14 @@ class ValueAdvantage(RewardAdvantage):
         self.config, self.denoising, self.conditioning = config, sampler.denoising, conditioning
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            width = conditioning.prompts.shape[-1]
+            width = conditioning.prompts.embeds.shape[-1]
             self.value = ValueFunction(sampler.model.latent_shape[0], width)
         self.value.to(sampler.model.device)
         self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=config.value_learning_rate)
 
     @torch.no_grad()
     def of_transitions(self, batch: Transitions, texts: Conditioning, timesteps: Tensor) -> Tensor:
-        return batch.reward - self.value(batch.latents, texts.prompts, timesteps)
+        return batch.reward - self.value(batch.latents, texts.prompts.embeds, timesteps)
 
     def fit(self, buffer: Buffer, seed: int) -> dict[str, float]:
         """Take `value_updates` optimizer steps of `value_batch_size` transitions."""
@@ -41,7 +41,7 @@ class ValueAdvantage(RewardAdvantage):
         for _ in range(self.config.value_updates):
             batch = buffer[next(order).to(self.denoising.timesteps.device)]
             timesteps = self.denoising.timesteps[batch.step]
-            embeds = self.conditioning.prompts[batch.prompt]
+            embeds = self.conditioning.prompts.embeds[batch.prompt]
             error = nn.functional.mse_loss(
                 self.value(batch.latents, embeds, timesteps), batch.reward
             )

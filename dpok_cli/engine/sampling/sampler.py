@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import SamplingConfig
-from dpok_cli.engine.bases.denoiser import Conditioning, Denoiser
+from dpok_cli.engine.bases.conditioning import Conditioning
+from dpok_cli.engine.bases.denoiser import Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.step import Denoising, Gaussian
 from dpok_cli.errors import NotFiniteError
@@ -50,14 +51,15 @@ class Sampler:
 
         ``denoiser`` is called in place of the model's own, in the context of ``autocast``. Once
         ``stop()`` is true, drawing ends with StopRequested, between two layers of the network.
-        Raises InputError for steps that the model's schedule cannot give.
+        Raises InputError for steps that the model's schedule cannot give, or a negative prompt that
+        it does not take.
         """
+        model.base.check_negative(config.negative_prompt)
         self.model, self.config, self.stop = model, config, stop
         self.denoiser = denoiser or model.denoiser
         self.autocast = autocast
-        self.denoising = Denoising.of(
-            model.scheduler, config.num_inference_steps, config.eta, model.device
-        )
+        schedule = model.base.schedule(config.num_inference_steps, model.latent_shape)
+        self.denoising = Denoising.of(schedule, config.eta, model.device)
 
     # ------------------------------------------------------------------------------------- one step
 

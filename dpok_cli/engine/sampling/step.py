@@ -5,16 +5,14 @@ x_{t-1} ~ N(mu_theta(x_t, t, z), sigma_t^2 I). That is the policy of DPOK's Mark
 (Fan et al. 2023, Sec. 4.1); guidance is inside mu. All of it is computed in float32.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-from dpok_cli.errors import InputError
+from dpok_cli.engine.bases.schedule import Prediction, Schedule
 
 #: Steps whose sigma is smaller are deterministic: they have no density, so no log-prob.
 MIN_STD = 1e-4
@@ -41,57 +39,41 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Denoising:
-    """The K steps of a DDIM sampler, from the noisiest to the cleanest."""
+    """The K steps of a sampler, from the noisiest to the cleanest; each field is (K,).
 
-    timesteps: Tensor  # (K,) long: the denoiser's
-    alpha_bar: Tensor  # (K,): cumulative signal level before the step
-    alpha_bar_prev: Tensor  # (K,): and after it
-    std: Tensor  # (K,): sigma_t
-    prediction_type: str  # "epsilon", "v_prediction" or "sample"
+    With x_t = a x_0 + s e, signal a and noise s, the step from t to the next has
+
+        std  = eta s' sqrt(1 - r^2)                     r = a s' / (a' s)
+        mean = a' x_0 + sqrt(s'^2 - std^2) e
+
+    where a', s' are the levels after it. For the noise of diffusion models (a^2 + s^2 = 1) that is
+    DDIM's Eq. 12 and 16. For flow matching (a = 1 - s) it is the Euler step at eta = 0, and for
+    both the posterior q(x_t-1 | x_t, x_0) at eta = 1.
+    """
+
+    timesteps: Tensor  # the denoiser's
+    signal: Tensor  # a
+    noise: Tensor  # s
+    signal_next: Tensor  # a'
+    direction: Tensor  # sqrt(s'^2 - std^2)
+    std: Tensor
+    prediction_type: Prediction
     clip_range: float | None  # x_0 is clipped to [-clip_range, clip_range]; None: not at all
 
     @classmethod
-    def of(
-        cls,
-        scheduler: DDIMScheduler,
-        num_inference_steps: int,
-        eta: float,
-        device: str | torch.device = "cpu",
-    ) -> "Denoising":
-        """Take the steps of a diffusers scheduler; leaves the scheduler's own state alone.
-
-        Raises InputError for more steps than the schedule can give, and for a noise prediction at a
-        timestep of pure noise, from which it does not tell x_0.
-        """
-        trained = scheduler.config.num_train_timesteps
-        timesteps = _timesteps(scheduler, num_inference_steps)
-        if timesteps is None:
-            fewer = range(min(num_inference_steps, trained), 0, -1)
-            most = next(n for n in fewer if _timesteps(scheduler, n) is not None)
-            raise InputError(
-                f"--num-inference-steps {num_inference_steps}: this model has {most} at most."
-            )
-        previous = timesteps - trained // num_inference_steps
-        alpha_bar = scheduler.alphas_cumprod[timesteps]
-        if scheduler.config.prediction_type == "epsilon" and not alpha_bar.all():
-            raise InputError(
-                "The model predicts noise, and its schedule has a step of pure noise (zero terminal"
-                " SNR), where that says nothing of the image. Its scheduler_config.json needs"
-                ' another prediction_type, or "rescale_betas_zero_snr": false.'
-            )
-        alpha_bar_prev = torch.where(
-            previous >= 0,
-            scheduler.alphas_cumprod[previous.clamp(min=0)],
-            scheduler.final_alpha_cumprod,
-        )
-        variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+    def of(cls, schedule: Schedule, eta: float, device: str | torch.device = "cpu") -> "Denoising":
+        """Take the steps of a schedule with the noise of ``eta`` in [0, 1]."""
+        std = eta * schedule.std
+        direction = (schedule.variance_next - std**2).clamp(min=0).sqrt()
         return cls(
-            timesteps.to(device),
-            alpha_bar.float().to(device),
-            alpha_bar_prev.float().to(device),
-            (eta * variance.clamp(min=0).sqrt()).float().to(device),
-            scheduler.config.prediction_type,
-            scheduler.config.clip_sample_range if scheduler.config.clip_sample else None,
+            schedule.timesteps.to(device),
+            schedule.signal.to(device),
+            schedule.noise.to(device),
+            schedule.signal_next.to(device),
+            direction.to(device),
+            std.to(device),
+            schedule.prediction_type,
+            schedule.clip_range,
         )
 
     def __len__(self) -> int:
@@ -109,35 +91,25 @@ class Denoising:
         ``step``, long (B,), says which of the K steps each row is at.
         """
         output, latents = output.float(), latents.float()
-        alpha_bar, alpha_bar_prev, std = (
+        signal, noise, signal_next, direction, std = (
             level[step].view(-1, 1, 1, 1)
-            for level in (self.alpha_bar, self.alpha_bar_prev, self.std)
+            for level in (self.signal, self.noise, self.signal_next, self.direction, self.std)
         )
-        signal, noise = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         if self.prediction_type == "epsilon":
             epsilon = output
             x_0 = (latents - noise * epsilon) / signal
         elif self.prediction_type == "v_prediction":
             x_0 = signal * latents - noise * output
             epsilon = signal * output + noise * latents
+        elif self.prediction_type == "flow":  # e - x_0
+            x_0 = latents - noise * output
+            epsilon = latents + signal * output
         else:  # "sample"
             x_0 = output
             epsilon = (latents - signal * x_0) / noise
         if self.clip_range is not None:
             x_0 = x_0.clamp(-self.clip_range, self.clip_range)
-        direction = (1 - alpha_bar_prev - std**2).clamp(min=0).sqrt() * epsilon
-        return Gaussian(output, alpha_bar_prev.sqrt() * x_0 + direction, std)
-
-
-def _timesteps(scheduler: DDIMScheduler, num_inference_steps: int) -> Tensor | None:
-    """Return the timesteps of K steps, long (K,), or None if the schedule has not so many."""
-    scheduler, trained = copy.deepcopy(scheduler), scheduler.config.num_train_timesteps
-    if num_inference_steps > trained:
-        return None
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps.long()
-    inside = bool(((timesteps >= 0) & (timesteps < trained)).all())
-    return timesteps if inside and bool((timesteps.diff() < 0).all()) else None
+        return Gaussian(output, signal_next * x_0 + direction * epsilon, std)
 
 
 def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:

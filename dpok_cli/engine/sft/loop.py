@@ -103,7 +103,7 @@ class SFTLoop:
         random = torch.Generator().manual_seed(self.session.seed(number, "step"))
         size = config.batch_size * config.gradient_accumulation
         rows = self._choose(size, random)
-        timesteps = torch.randint(self.objective.levels, (size,), generator=random)
+        timesteps = self.session.model.base.draw_timesteps(size, random)
         noise = torch.randn(size, *self.latents.shape[1:], generator=random)
         dropped = torch.rand(size, generator=random) < config.prompt_dropout
         is_due = number % config.log_every == 0 or number == config.steps
@@ -138,11 +138,10 @@ class SFTLoop:
     def examples(self, rows: Tensor, timesteps: Tensor, noise: Tensor, dropped: Tensor) -> Examples:
         """Return the images of ``rows``; all arguments are (B, ...), on the CPU.
 
-        Where ``dropped``, bool (B,), is true, the prompt is empty.
+        Where ``dropped``, bool (B,), is true, there is no prompt.
         """
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        empty = dropped.tolist()
-        prompts = ["" if drop else text for text, drop in zip(prompts, empty, strict=True)]
+        kept = zip(rows.tolist(), dropped.tolist(), strict=True)
+        prompts = [None if drop else self.prompts[row] for row, drop in kept]
         latents, weight, timesteps, noise = (
             each.to(self.device)
             for each in (self.latents[rows], self.weights[rows], timesteps, noise)

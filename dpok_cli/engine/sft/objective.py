@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.sampling.step import epsilon_kl
 from dpok_cli.engine.training.session import Session
 
@@ -19,8 +19,8 @@ class Examples(NamedTuple):
 
     latents: Tensor  # (B, C, h, w), float32: x_0
     weight: Tensor  # (B,)
-    prompts: list[str]  # B; "" for those trained without
-    timesteps: Tensor  # (B,) long: the level of the noise
+    prompts: list[str | None]  # B; None for those trained without
+    timesteps: Tensor  # (B,): the level of the noise
     noise: Tensor  # (B, C, h, w)
 
 
@@ -38,8 +38,8 @@ class SFTObjective:
     def __init__(self, config: TrainSFTConfig, session: Session):
         self.config, self.session = config, session
         self.model, self.denoiser = session.model, session.denoiser
-        #: Timesteps that noise is added at, each as likely as the others.
-        self.levels: int = self.model.scheduler.config.num_train_timesteps
+        # Classifier-free guidance is of sampling; embedded guidance is an input like any other.
+        self.guidance = config.guidance_scale if self.model.base.embeds_guidance else 1.0
         self.has_kl = config.kl_form == "kl-o" and config.gamma > 0
 
     def weights(self, rewards: Tensor) -> Tensor:
@@ -48,32 +48,29 @@ class SFTObjective:
 
     def loss(self, batch: Examples, with_kl: bool) -> Errors:
         """Return `sft_loss` of a batch; the KL is taken if it is in the loss or ``with_kl``."""
-        scheduler = self.model.scheduler
         latents, noise, timesteps = batch.latents, batch.noise, batch.timesteps
         texts = self._encode(batch.prompts)
-        noisy = scheduler.add_noise(latents, noise, timesteps)
-        target = {
-            "epsilon": lambda: noise,
-            "v_prediction": lambda: scheduler.get_velocity(latents, noise, timesteps),
-            "sample": lambda: latents,
-        }[scheduler.config.prediction_type]()
+        noisy, target = self.model.base.corrupt(latents, noise, timesteps)
         kl = None
         with self.session.accelerator.autocast():
-            output = self.denoiser(noisy, timesteps, texts, guidance_scale=1.0)
+            output = self.denoiser(noisy, timesteps, texts, self.guidance)
             if self.has_kl or with_kl:
                 with torch.no_grad(), self.model.reference():
-                    frozen = self.denoiser(noisy, timesteps, texts, guidance_scale=1.0)
+                    frozen = self.denoiser(noisy, timesteps, texts, self.guidance)
                 kl = epsilon_kl(output, frozen)
         error = denoising_error(output, target)
         gamma, form = self.config.gamma, self.config.kl_form
         loss = sft_loss(batch.weight, error, kl, gamma=gamma, kl_form=form)
         return Errors(loss, error.detach(), None if kl is None else kl.detach())
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        """Return the embeddings of B prompts, each different one encoded once."""
-        different = list(dict.fromkeys(prompts))
-        encoded = self.model.encode(different)
-        return encoded[[different.index(prompt) for prompt in prompts]]
+    def _encode(self, prompts: list[str | None]) -> Conditioning:
+        """Return the embeddings of B prompts, each different one encoded once.
+
+        Where there is none they are those that guidance takes without a negative prompt.
+        """
+        different = list(dict.fromkeys(prompt or "" for prompt in prompts))
+        encoded = self.model.encode(different).with_negative()
+        return encoded[[-1 if each is None else different.index(each) for each in prompts]]
 
 
 def reward_weights(rewards: Tensor, gamma: float, kl_form: Literal["kl-d", "kl-o"]) -> Tensor:

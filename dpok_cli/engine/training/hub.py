@@ -99,7 +99,8 @@ def hub_card(card: str, config: TrainingConfig, repo: str, base: str, with_pictu
     """Return a run's card as it is on the hub: it names no folder of this machine."""
     if base:
         other = replace(config, model=base, model_config="")
-        card = card.replace(loading_code(config), loading_code(other))
+        kind = re.findall(r"^pipe = (\w+)\.from_", card, re.MULTILINE)[-1]
+        card = card.replace(loading_code(config, kind), loading_code(other, kind))
         card = re.sub(r"\A---\n(base_model: .*\n)?", f"---\nbase_model: {base}\n", card)
     for place in sorted(_places(config), key=len, reverse=True):
         card = card.replace(place, base if base and place == config.model else Path(place).name)

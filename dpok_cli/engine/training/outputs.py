@@ -1,6 +1,5 @@
 """What a run leaves for people and other tools: metrics, sample grids, the adapter and its card."""
 
-from dpok_cli.engine.bases.schedule import ddim_arguments
 from dpok_cli.engine.bases.source import loading_code
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.runs.files import replacing, write_text
@@ -21,7 +20,7 @@ class Outputs:
         self.run = session.run if session.is_main else None
         name = self.config.tracker if session.run else ""
         self.tracker = Tracker(name, session.accelerator, session.warn)
-        self.sampler = session.sampler_with()
+        self.sampler = session.sampler_of(self.config.for_evaluation())
 
     def resume(self, number: int) -> None:
         """Start after round or step ``number``: later metrics are removed.
@@ -66,8 +65,10 @@ class Outputs:
         if not self.run:
             return
         self.model.adapter.save(self.run.adapter)
-        scheduler = ddim_arguments(self.model.pipeline.scheduler)
-        card = adapter_card(self.config, samples, loading_code(self.config), scheduler)
+        base = self.model.base
+        kind = base.pipeline_class.__name__
+        loading = loading_code(self.config, kind)
+        card = adapter_card(self.config, samples, kind, loading, base.ddim_arguments())
         write_text(self.run.adapter / "README.md", card)
 
     def close(self) -> None:

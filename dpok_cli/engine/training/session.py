@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Self
 
-from dpok_cli.config import TrainingConfig
+from dpok_cli.config import SamplingConfig, TrainingConfig
 from dpok_cli.engine.bases.denoiser import Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.distributed import accelerator_for, any_rank, on_main
@@ -47,13 +47,13 @@ class Session:
             project_dir=run.path if run else None,
         )
         model.adapter.start(config, run)
-        network = model.pipeline.unet
+        network = model.base.network
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         prepared = self.accelerator.prepare(network)
         #: The denoiser that is trained; it counts the evaluations of training alone.
-        self.denoiser = Denoiser(prepared, model.denoiser.dtype, model.adapter)
-        self.sampler = self.sampler_with(self.denoiser)
+        self.denoiser = Denoiser(model.base, prepared, model.adapter)
+        self.sampler = self.sampler_of(config, self.denoiser)
         self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
 
@@ -75,10 +75,9 @@ class Session:
         """Whether this is rank 0, which alone writes to the run folder."""
         return self.accelerator.is_main_process
 
-    def sampler_with(self, denoiser: Denoiser | None = None) -> Sampler:
+    def sampler_of(self, config: SamplingConfig, denoiser: Denoiser | None = None) -> Sampler:
         """Return a sampler that a stop on this rank ends; by default with the model's denoiser."""
-        autocast = self.accelerator.autocast
-        return Sampler(self.model, self.config, denoiser, autocast, self._stop)
+        return Sampler(self.model, config, denoiser, self.accelerator.autocast, self._stop)
 
     def should_stop(self) -> bool:
         """Return whether any rank was asked to stop; the same answer on all of them."""

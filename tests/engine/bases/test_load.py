@@ -106,7 +106,7 @@ def test_half_precision_is_for_the_unet_not_for_the_decoder(make_config, predict
 
 def test_the_decoder_scales_and_clips(model):
     latents = 3 * torch.randn(9, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = model.decode(latents, batch_size=4)
+    images = model.decode(latents)
     with torch.no_grad():
         expected = model.pipeline.vae.decode(latents / 0.18215).sample
     torch.testing.assert_close(images, (expected / 2 + 0.5).clamp(0, 1), rtol=1e-5, atol=1e-5)
@@ -114,12 +114,12 @@ def test_the_decoder_scales_and_clips(model):
 
 def test_embeddings_are_those_of_the_pipeline(model):
     embeds = model.encode(["a green rabbit", "two cats"], "blurred")
-    assert embeds.prompts.shape == (2, 16, 16)
+    assert embeds.prompts.embeds.shape == (2, 16, 16)
     assert len(embeds) == 2
     with torch.no_grad():
         expected, negative = model.pipeline.encode_prompt("two cats", "cpu", 1, True, "blurred")
-    torch.testing.assert_close(embeds[1:].prompts, expected)
-    torch.testing.assert_close(embeds[1:].negative, negative)
+    torch.testing.assert_close(embeds[1:].prompts.embeds, expected)
+    torch.testing.assert_close(embeds[1:].negative.embeds, negative)
     assert (expected - negative).abs().max() > 0.1
 
 

@@ -5,8 +5,10 @@ import pytest
 from dpok_cli.config import SampleConfig, TrainSFTConfig
 from dpok_cli.config.fields import Held, flag
 from dpok_cli.engine.bases import memory
+from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
+from support.families import make
 
 LATENT, IMAGE = 4 * (4 * 8 * 8), 4 * (3 * 16 * 16)  # bytes
 
@@ -55,6 +57,21 @@ def test_a_batch_is_never_larger_than_what_is_drawn(make_config, model, monkeypa
     monkeypatch.setattr(memory, "_memory", lambda device: need - 1)
     with pytest.raises(InputError, match="^--sample-batch-size 1000000000 needs more than"):
         memory.check_memory(config, model)
+
+
+@pytest.mark.parametrize(
+    ("family", "rows", "values"),
+    [
+        ("sdxl", 2, 2 * 8 * 8 * 8),  # two maps of 8 channels and 8 x 8
+        ("sd35", 2, 5 * 16 * 16),  # 16 tokens 16 wide, and four times as wide in the MLP
+        ("flux", 1, 5 * 16 * 32),  # its guidance takes no second row
+    ],
+)
+def test_what_each_family_keeps(family, rows, values):
+    model = DiffusionModel(make(family))
+    assert model.base.rows(3.0) == rows
+    assert model.base.rows(1.0) == 1
+    assert model.base.kept(model.latent_shape) == values
 
 
 def test_what_a_command_holds_besides(make_config, model, monkeypatch):

@@ -71,10 +71,10 @@ def test_another_scheduler_is_swapped_for_ddim_without_clipping(build, make_conf
     build(PNDMScheduler(**noise, skip_prk_steps=True, steps_offset=1)).save_pretrained(tmp_path)
     config = make_config(SampleConfig, model=str(tmp_path))
     model = load(config)
-    assert isinstance(model.scheduler, DDIMScheduler)
-    assert model.scheduler.config.clip_sample is False
-    assert model.scheduler.config.beta_end == 0.012
-    assert model.scheduler.config.steps_offset == 1
+    assert isinstance(model.base.scheduler, DDIMScheduler)
+    assert model.base.scheduler.config.clip_sample is False
+    assert model.base.scheduler.config.beta_end == 0.012
+    assert model.base.scheduler.config.steps_offset == 1
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     theirs = draw_with_diffusers(pipeline, config)
@@ -185,7 +185,7 @@ def test_the_adapter_is_back_also_after_an_error(model, shake, predict):
 
 
 def test_unknown_targets_are_refused(model):
-    with pytest.raises(InputError, match="'to_z': the UNet has no such layer"):
+    with pytest.raises(InputError, match="'to_z': the denoiser has no such layer"):
         model.adapter.add(4, 0.0, ["to_z", "to_y"], seed=0)
 
 

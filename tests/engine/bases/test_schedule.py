@@ -79,7 +79,8 @@ def test_what_is_drawn_is_what_the_card_says(with_scheduler, make_config, name):
     config = make_config(model=str(folder), num_inference_steps=4, guidance_scale=3.0)
     model = load(config)
     arguments = ddim_arguments(model.pipeline.scheduler)
-    card = adapter_card(config, 1, loading_code(config), arguments)
+    kind = "StableDiffusionPipeline"
+    card = adapter_card(config, 1, kind, loading_code(config, kind), arguments)
     code = card.split("```python\n")[1].split("```")[0]
     without_adapter = [line for line in code.splitlines() if "load_lora_weights" not in line]
     names: dict = {}
@@ -95,7 +96,7 @@ def test_it_is_what_diffusers_makes_of_the_pipelines_own(with_scheduler, make_co
     folder = with_scheduler(RELEASED[name])
     pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     theirs = DDIMScheduler.from_config(pipeline.scheduler.config)
-    ours = load(make_config(SampleConfig, model=str(folder))).scheduler
+    ours = load(make_config(SampleConfig, model=str(folder))).base.scheduler
     for steps in (3, 20, 50):
         for each in (ours, theirs):
             each.set_timesteps(steps)

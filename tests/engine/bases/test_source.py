@@ -4,17 +4,22 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dpok_cli import tiny
 from dpok_cli.config import SampleConfig
+from dpok_cli.engine.bases.families import FAMILIES
 from dpok_cli.engine.bases.source import check_source, loading_code, locate, variant
 from dpok_cli.engine.lora.files import ADAPTER_FILE, check_adapter
 from dpok_cli.errors import InputError
 
+KIND = "StableDiffusionPipeline"
+
 
 def check(model, **given):
-    check_source(SampleConfig(model=str(model), **given))
+    return check_source(SampleConfig(model=str(model), **given))
 
 
 def refused(model, **given):
@@ -52,22 +57,24 @@ def test_where_models_are():
 
 
 def test_pipelines_pass(tmp_path, pipeline_folder):
-    check("tiny")
-    check(pipeline_folder)
-    check(index(tmp_path, _class_name="StableDiffusionPipeline"))
+    assert check("tiny") == check(pipeline_folder) == "StableDiffusionPipeline"
+    for kind in FAMILIES:
+        assert check(index(tmp_path, _class_name=kind)) == kind
 
 
-def test_hub_ids_pass_by_their_index(on_this_machine):
-    on_this_machine("some/model", _class_name="StableDiffusionPipeline")
-    check("some/model")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_hub_ids_pass_by_their_index(on_this_machine, kind):
+    on_this_machine("some/model", _class_name=kind)
+    assert check("some/model") == kind
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionInpaintPipeline"])
+@pytest.mark.parametrize("kind", ["Flux2Pipeline", "StableDiffusionInpaintPipeline"])
 def test_hub_ids_of_other_families_are_refused_by_their_class(on_this_machine, kind):
     on_this_machine("some/model", _class_name=kind)
     assert refused("some/model") == (
-        f"some/model holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline) can"
-        " be used."
+        f"some/model holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline),"
+        " Stable Diffusion XL (StableDiffusionXLPipeline), Stable Diffusion 3 and 3.5"
+        " (StableDiffusion3Pipeline), FLUX.1 (FluxPipeline) can be used."
     )
 
 
@@ -111,17 +118,24 @@ def test_the_configuration_is_for_a_file(tmp_path, pipeline_folder):
         "--model-config is for a --model that is a file: leave it out."
     )
     file = tmp_path / "model.safetensors"
-    header = b'{"model.diffusion_model.a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
-    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
-    check(file, model_config=str(pipeline_folder))
+    weights = {"model.diffusion_model.a": np.zeros(1)}
+    save_file(weights, file)
+    assert check(file, model_config=str(pipeline_folder)) == "StableDiffusionPipeline"
     assert "Give --model-config a folder that" in refused(file, model_config=str(tmp_path))
-    other = index(tmp_path / "xl", _class_name="StableDiffusionXLPipeline")
-    assert "xl holds a StableDiffusionXLPipeline" in refused(file, model_config=other)
+    other = index(tmp_path / "other", _class_name="StableDiffusionInpaintPipeline")
+    assert "other holds a StableDiffusionInpaintPipeline" in refused(file, model_config=other)
+    xl = index(tmp_path / "xl", _class_name="StableDiffusionXLPipeline")
+    assert refused(file, model_config=xl) == (
+        f"--model-config {xl} is of a StableDiffusionXLPipeline, and {file} has the weights of a"
+        " StableDiffusionPipeline. Give --model-config the folder of one."
+    )
+    save_file(weights | {"conditioner.embedders.1.model.a": np.zeros(1)}, file)
+    assert check(file) == check(file, model_config=xl) == "StableDiffusionXLPipeline"
 
 
 def test_another_pipeline_is_refused_by_its_name(tmp_path):
-    folder = index(tmp_path, _class_name="StableDiffusionXLPipeline")
-    assert "holds a StableDiffusionXLPipeline; only Stable" in refused(folder)
+    folder = index(tmp_path, _class_name="FluxFillPipeline")
+    assert "holds a FluxFillPipeline; only Stable" in refused(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "3", "\udcff"])
@@ -148,16 +162,15 @@ def test_an_index_that_cannot_be_read_is_refused(tmp_path, text):
     ],
 )
 def test_the_only_variant_of_a_folder(tmp_path, names, expected):
-    (tmp_path / "unet").mkdir()
     for name in names:
-        (tmp_path / "unet" / name).write_text("")
+        (tmp_path / name).write_text("")
     assert variant(tmp_path) == expected
 
 
 def test_the_code_that_loads_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.safetensors").write_text("")
-    code = loading_code(SampleConfig(model="my.safetensors", model_config="a/b", vae="c/d"))
+    code = loading_code(SampleConfig(model="my.safetensors", model_config="a/b", vae="c/d"), KIND)
     assert code.splitlines() == [
         "from diffusers import AutoencoderKL",
         "",
@@ -165,8 +178,8 @@ def test_the_code_that_loads_a_model(tmp_path, monkeypatch):
         f'pipe = StableDiffusionPipeline.from_single_file("{tmp_path}/my.safetensors", vae=vae,'
         ' config="a/b")',
     ]
-    assert loading_code(SampleConfig(model="a/b")) == (
-        'pipe = StableDiffusionPipeline.from_pretrained("a/b")'
+    assert loading_code(SampleConfig(model="a/b"), "FluxPipeline") == (
+        'pipe = FluxPipeline.from_pretrained("a/b")'
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 
 from dpok_cli.config import SampleConfig, resolve
@@ -12,11 +13,12 @@ from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sampling.pictures import to_pil
 from dpok_cli.engine.sampling.sampler import Sampler
+from support.families import NEWER
 
 
 def test_what_the_card_says(make_config, tmp_path):
     config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
-    card = adapter_card(config, 1234, "pipe = 1", {"clip_sample": False})
+    card = adapter_card(config, 1234, "FluxPipeline", "pipe = 1", None)
     _, head, text = card.split("---\n", 2)
     assert "base_model" not in head  # a folder is no model of the hub
     assert "library_name: diffusers\n" in head
@@ -32,11 +34,24 @@ def test_what_the_card_says(make_config, tmp_path):
 
 def test_a_base_on_the_hub_is_linked(make_config):
     config = make_config(model="org/base")
-    assert adapter_card(config, 1, "", {}).startswith("---\nbase_model: org/base\nlibrary_name: ")
+    card = adapter_card(config, 1, "StableDiffusionXLPipeline", "", {})
+    assert card.startswith("---\nbase_model: org/base\nlibrary_name: ")
+    assert "\ntags: [text-to-image, lora, diffusers, stable-diffusion-xl, dpok]\n" in card
 
 
-def test_the_code_of_the_card_draws_the_trained_images(make_config, green, tmp_path, monkeypatch):
-    config = make_config(runs_dir=str(tmp_path), rounds=1, guidance_scale=3.0)
+@pytest.mark.parametrize("family", ["sd", *NEWER])
+def test_the_code_of_the_card_draws_the_trained_images(
+    make_config, green, pipeline_folder, family_folder, family, tmp_path, monkeypatch
+):
+    """A flow-matching family's own scheduler takes deterministic steps, and no eta."""
+    settings = dict(
+        model=str(pipeline_folder if family == "sd" else family_folder(family)),
+        guidance_scale=3.0,
+        negative_prompt="" if family == "flux" else "two cats",
+        height=16,
+        width=24 if family == "sd" else 32,
+    )
+    config = make_config(runs_dir=str(tmp_path), rounds=1, learning_rate=0.1, **settings)
     model = load(config)
     run = RunFolder.create(config)
     list(train_rl(config, model, green, run))
@@ -44,7 +59,11 @@ def test_the_code_of_the_card_draws_the_trained_images(make_config, green, tmp_p
     monkeypatch.chdir(run.adapter)
     names: dict = {}
     exec(card.split("```python\n")[1].split("```")[0], names)
-    drawing = make_config(SampleConfig, guidance_scale=3.0)
+    eta = 0.0 if family in ("sd35", "flux") else 1.0
+    drawing = make_config(SampleConfig, **settings, eta=eta)
     (ours,) = Sampler(model, drawing).sample(config.prompts[:1], [0])
+    with model.reference():
+        (before,) = Sampler(model, drawing).sample(config.prompts[:1], [0])
+    assert (ours.image - before.image).abs().max() > 3 / 255
     theirs = torch.tensor(list(names["image"].tobytes()))
     assert (theirs - torch.tensor(list(to_pil(ours.image).tobytes()))).abs().max() <= 1

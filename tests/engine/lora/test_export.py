@@ -150,7 +150,9 @@ def test_the_metadata_that_kohyas_tools_show(trained, tmp_path):
     }
 
 
-@pytest.mark.parametrize(("width", "version"), [(768, "sd_v1"), (1024, "sd_v2")])
+@pytest.mark.parametrize(
+    ("width", "version"), [(768, "sd_v1"), (1024, "sd_v2"), (2048, "sdxl_base_v1-0")]
+)
 def test_kohyas_name_of_the_base(tmp_path, width, version):
     layer = Layer(torch.ones(1, width), torch.ones(8, 1), 1.0)
     write({"unet": {"a.attn2.to_k": layer}}, "kohya", tmp_path / "a.safetensors")
@@ -161,8 +163,8 @@ def test_kohyas_name_of_the_base(tmp_path, width, version):
 
 def test_kohyas_form_of_other_families_is_refused(tmp_path):
     layer = Layer(torch.ones(1, 8), torch.ones(8, 1), 1.0)
-    with pytest.raises(InputError, match="is for text_encoder_2; kohya's form is written for"):
-        write({"text_encoder_2": {"a": layer}}, "kohya", tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="is for transformer; kohya's form is written for"):
+        write({"transformer": {"a": layer}}, "kohya", tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
 
 

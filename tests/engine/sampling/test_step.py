@@ -7,6 +7,7 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch.distributions import Normal, kl_divergence
 
+from dpok_cli.engine.bases.schedule import ddim_schedule
 from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl, log_prob
 
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -31,7 +32,7 @@ def compare_with_diffusers(scheduler, steps, eta):
     generator = torch.Generator().manual_seed(0)
     latents, output = torch.randn(2, 3, 4, 5, 6, generator=generator).unbind(0)
     zero = torch.zeros_like(latents)
-    denoising = Denoising.of(scheduler, steps, eta)
+    denoising = Denoising.of(ddim_schedule(scheduler, steps), eta)
     scheduler.set_timesteps(steps)
     assert denoising.timesteps.tolist() == scheduler.timesteps.tolist()
     assert len(denoising) == steps
@@ -78,13 +79,13 @@ def test_mean_and_sigma_are_those_of_the_ddim_step(steps, eta):
 def test_no_signal_at_all_in_the_first_step_is_no_division_by_zero(steps, eta):
     scheduler = DDIMScheduler(**SD21)
     denoising = compare_with_diffusers(scheduler, steps, eta)
-    assert denoising.alpha_bar[0] == 0
-    for field in (denoising.alpha_bar_prev, denoising.std):
+    assert denoising.signal[0] == 0
+    for field in (denoising.signal_next, denoising.std):
         assert field.isfinite().all()
 
 
 def test_each_row_takes_its_own_step():
-    denoising = Denoising.of(DDIMScheduler(**NOISE), 5, 1.0)
+    denoising = Denoising.of(ddim_schedule(DDIMScheduler(**NOISE), 5), 1.0)
     output, latents = torch.randn(2, 3, 4, 2, 2).unbind(0)
     step = torch.tensor([4, 0, 2])
     policy = denoising.distribution(output, latents, step)
@@ -98,17 +99,19 @@ def test_each_row_takes_its_own_step():
 
 
 def test_before_time_begins_the_final_level_holds():
-    to_one = Denoising.of(DDIMScheduler(**NOISE, set_alpha_to_one=True), 10, 1.0)
-    assert to_one.alpha_bar_prev[-1] == 1
+    to_one = Denoising.of(ddim_schedule(DDIMScheduler(**NOISE, set_alpha_to_one=True), 10), 1.0)
+    assert to_one.signal_next[-1] == 1
     kept = DDIMScheduler(**NOISE, set_alpha_to_one=False)
-    assert Denoising.of(kept, 10, 1.0).alpha_bar_prev[-1] == kept.alphas_cumprod[0]
+    assert (
+        Denoising.of(ddim_schedule(kept, 10), 1.0).signal_next[-1] == kept.alphas_cumprod[0].sqrt()
+    )
 
 
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("to_one", [False, True])
 def test_a_step_without_noise_has_no_density(to_one, offset):
     scheduler = DDIMScheduler(**NOISE, set_alpha_to_one=to_one, steps_offset=offset)
-    denoising = Denoising.of(scheduler, 10, 1.0)
+    denoising = Denoising.of(ddim_schedule(scheduler, 10), 1.0)
     # At the last step sigma is sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev)): with a_prev = 1,
     # or a_prev = a, it is 0.
     quiet_end = to_one or offset == 0
@@ -122,11 +125,13 @@ def test_a_step_without_noise_has_no_density(to_one, offset):
 
 
 def test_without_eta_nothing_is_stochastic():
-    assert Denoising.of(DDIMScheduler(**NOISE), 10, 0.0).stochastic.tolist() == []
+    assert Denoising.of(ddim_schedule(DDIMScheduler(**NOISE), 10), 0.0).stochastic.tolist() == []
 
 
 def test_sigma_grows_with_eta():
-    full, half = (Denoising.of(DDIMScheduler(**NOISE), 10, eta).std for eta in (1.0, 0.5))
+    full, half = (
+        Denoising.of(ddim_schedule(DDIMScheduler(**NOISE), 10), eta).std for eta in (1.0, 0.5)
+    )
     torch.testing.assert_close(half, full / 2)
     assert full[0] > 0.5
 
@@ -134,20 +139,20 @@ def test_sigma_grows_with_eta():
 def test_the_scheduler_is_left_alone():
     scheduler = DDIMScheduler(**NOISE)
     scheduler.set_timesteps(3)
-    Denoising.of(scheduler, 10, 1.0)
+    Denoising.of(ddim_schedule(scheduler, 10), 1.0)
     assert len(scheduler.timesteps) == 3
 
 
 def test_another_scheduler_gives_its_noise_levels():
     scheduler = PNDMScheduler(**NOISE, steps_offset=1, skip_prk_steps=True)
     as_ddim = DDIMScheduler(**NOISE, steps_offset=1, set_alpha_to_one=False, clip_sample=False)
-    denoising = Denoising.of(as_ddim, 10, 1.0)
+    denoising = Denoising.of(ddim_schedule(as_ddim, 10), 1.0)
     levels = scheduler.alphas_cumprod[denoising.timesteps]
-    torch.testing.assert_close(denoising.alpha_bar, levels)
+    torch.testing.assert_close(denoising.signal, levels.sqrt())
 
 
 def test_half_precision_is_computed_in_float32():
-    denoising = Denoising.of(DDIMScheduler(**NOISE), 5, 1.0)
+    denoising = Denoising.of(ddim_schedule(DDIMScheduler(**NOISE), 5), 1.0)
     output, latents = torch.randn(2, 3, 4, 2, 2).half().unbind(0)
     step = torch.tensor([3, 0, 2])
     policy = denoising.distribution(output, latents, step)

@@ -110,12 +110,12 @@ def test_the_loss_by_hand(prediction, loop, shake):
         made.examples(rows, timesteps, noise, nothing), with_kl=True
     )
 
-    signal = made.session.model.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
+    signal = made.session.model.base.scheduler.alphas_cumprod[timesteps].sqrt().view(2, 1, 1, 1)
     spread = (1 - signal**2).sqrt()
     x_0 = made.latents[rows]
     noisy = signal * x_0 + spread * noise
     target = {"epsilon": noise, "v_prediction": signal * noise - spread * x_0, "sample": x_0}
-    embeds = made.session.model.encode(["two cats", "a green rabbit"]).prompts
+    embeds = made.session.model.encode(["two cats", "a green rabbit"]).prompts.embeds
     unet = made.session.model.pipeline.unet
     with torch.no_grad():
         output = unet(noisy, timesteps, embeds).sample
@@ -144,7 +144,7 @@ def test_the_kl_is_in_the_loss_of_kl_o_alone(loop, shake):
     assert other.objective.loss(examples, with_kl=False).kl is None
 
 
-def test_a_dropped_prompt_is_the_empty_one(loop, monkeypatch):
+def test_a_dropped_prompt_is_none(loop, monkeypatch):
     made = loop(prompt_dropout=0.5, batch_size=64, negative_prompt="grey")
     asked = []
     original = made.objective._encode
@@ -152,11 +152,14 @@ def test_a_dropped_prompt_is_the_empty_one(loop, monkeypatch):
         made.objective, "_encode", lambda texts: asked.extend(texts) or original(texts)
     )
     made.advance(1)
-    assert 20 < asked.count("") < 44
-    assert set(asked) == {"", "a green rabbit", "two cats"}
+    assert 20 < asked.count(None) < 44
+    assert set(asked) == {None, "a green rabbit", "two cats"}
     asked.clear()
     loop(prompt_dropout=0.0, batch_size=64)
-    assert "" not in asked
+    assert None not in asked
+    texts = original(["two cats", None, None, "a green rabbit"])
+    embeds = made.session.model.encode(["two cats", "a green rabbit", ""]).prompts.embeds
+    torch.testing.assert_close(texts.prompts.embeds, embeds[[0, 2, 2, 1]])
 
 
 def test_what_a_step_trains_on_is_by_its_number_not_by_its_batches(loop):

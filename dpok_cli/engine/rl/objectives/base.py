@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from dpok_cli.engine.bases.denoiser import Conditioning
+    from dpok_cli.engine.bases.conditioning import Conditioning
     from dpok_cli.engine.rl.advantage import RewardAdvantage
     from dpok_cli.engine.rl.rollout import Batch, Trajectories
     from dpok_cli.engine.runs.measures import Measure

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from dpok_cli.config import TrainSFTConfig
-from dpok_cli.engine.bases.denoiser import Conditioning
+from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.bases.fingerprint import fingerprint
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.sampler import Sampler
@@ -44,8 +44,8 @@ class Reference:
         """``conditioning`` is of the config's prompts; ``seed`` is the image set's."""
         self.config, self.sampler, self.conditioning = config, sampler, conditioning
         self.first_seed = first_image_set_seed(seed)
-        guided = 2 if config.guidance_scale > 1 else 1
-        self.evaluations = config.images * config.num_inference_steps * guided
+        rows = sampler.model.base.rows(config.guidance_scale)
+        self.evaluations = config.images * config.num_inference_steps * rows
         keys = "num_inference_steps guidance_scale eta negative_prompt precision".split()
         self.settings = {
             "model": config.model,

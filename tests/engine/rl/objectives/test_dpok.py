@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from dpok_cli.engine.bases.schedule import ddim_schedule
 from dpok_cli.engine.rl.objectives.dpok import dpok_loss, policy_loss
 from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl, log_prob
 
@@ -120,7 +121,7 @@ def test_gradients_are_finite_differences_through_the_denoising_step(kl_form, pr
     generator = torch.Generator().manual_seed(1)
     latents, drift = torch.randn(2, 8, 4, 4, 4, generator=generator).unbind(0)
     scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False)
-    denoising = Denoising.of(scheduler, 10, 1.0)
+    denoising = Denoising.of(ddim_schedule(scheduler, 10), 1.0)
     step = torch.arange(8)
     advantage = torch.randn(8, generator=generator)
 

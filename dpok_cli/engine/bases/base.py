@@ -1,0 +1,164 @@
+"""What a family of models brings: its texts, its denoiser's call, its schedule, its latents.
+
+The loops, objectives, checkpoints and evaluations know none of it. Latents are (C, h, w)
+everywhere else; packing and the like stay within one call of a base.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dpok_cli.engine.bases.conditioning import Conditioning, Text
+from dpok_cli.engine.bases.families import Family
+from dpok_cli.engine.bases.schedule import Schedule
+from dpok_cli.errors import InputError
+
+
+class Base(ABC):
+    """A family's model: a pipeline of diffusers, of which only the denoiser is trained."""
+
+    #: The class of its pipelines in diffusers.
+    pipeline_class: ClassVar[Any]
+    #: What its pipelines are loaded with.
+    options: ClassVar[dict[str, Any]] = {}
+    #: Whether the guidance scale is an input of the denoiser, as in FLUX.1.
+    embeds_guidance: ClassVar[bool] = False
+
+    #: The scheduler whose noise schedule is used.
+    scheduler: Any
+
+    def __init__(self, pipeline: Any, family: Family):
+        self.pipeline, self.family = pipeline, family
+
+    @property
+    def network(self) -> Any:
+        """The denoiser."""
+        return getattr(self.pipeline, self.family.denoiser)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def scale(self) -> int:
+        """Pixels of an image to one of its latents, along a side."""
+        return self.pipeline.vae_scale_factor
+
+    def networks(self) -> dict[str, Any]:
+        """Return the networks that may have LoRA layers, by their names in the pipeline."""
+        names = (self.family.denoiser, *self.family.encoders)
+        return {name: each for name in names if (each := getattr(self.pipeline, name, None))}
+
+    def parts(self) -> list[nn.Module]:
+        """Return all networks, in the order that fingerprints have them."""
+        encoders = [each for name, each in self.networks().items() if name in self.family.encoders]
+        return [self.network, self.pipeline.vae, *encoders]
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Return (C, h, w) of images of this size in pixels, 0 for the model's own.
+
+        Raises InputError for a size that the family cannot draw.
+        """
+        for flag, pixels in (("--height", height), ("--width", width)):
+            if pixels % self.family.multiple:
+                raise InputError(
+                    f"{flag} {pixels}: must be a multiple of {self.family.multiple} for"
+                    f" {self.family.name}."
+                )
+        own_rows, own_columns = self.own_size
+        rows, columns = height // self.scale or own_rows, width // self.scale or own_columns
+        return self.channels, rows, columns
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """h and w of the latents of the images that the model was trained for."""
+        own = self.network.config.sample_size
+        return (own, own) if isinstance(own, int) else tuple(own)
+
+    @property
+    def channels(self) -> int:
+        """C, the channels of latents."""
+        return self.network.config.in_channels
+
+    # ------------------------------------------------------------------------------------ the model
+
+    def check_negative(self, negative: str) -> None:
+        """Raise InputError for a negative prompt, if the family takes none."""
+        if negative and self.embeds_guidance:
+            raise InputError(
+                f"--negative-prompt: {self.family.name} takes none, as its guidance is an input of"
+                " the model."
+            )
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
+        """Return the texts of the B prompts and of the negative one."""
+
+    @abstractmethod
+    def predict(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+    ) -> Tensor:
+        """Return the (guided) output, float32 (B, C, h, w), for float32 latents at timesteps (B,).
+
+        ``network`` is the denoiser, which may be wrapped for many processes.
+        """
+
+    def rows(self, guidance_scale: float) -> int:
+        """Return how many rows of a sample go through the denoiser: guidance may take two.
+
+        Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) runs both in one batch; a
+        scale of 1 or less turns it off.
+        """
+        return 2 if guidance_scale > 1 else 1
+
+    @abstractmethod
+    def kept(self, latent_shape: tuple[int, int, int]) -> int:
+        """Return how many values the denoiser keeps at once of a row, at the least."""
+
+    @abstractmethod
+    def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
+        """Return the steps of a sampler; raises InputError for a number that it cannot give."""
+
+    def ddim_arguments(self) -> dict[str, Any] | None:
+        """Return what `DDIMScheduler.from_config` needs besides the config of the pipeline's.
+
+        None if the pipeline's own scheduler draws what the base draws.
+        """
+        return None
+
+    # -------------------------------------------------------------------- supervised fine-tuning
+
+    @abstractmethod
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw the timesteps (count,) that images are noised at, on the CPU."""
+
+    @abstractmethod
+    def corrupt(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t and what the denoiser should predict of it, both (B, C, h, w)."""
+
+    # ---------------------------------------------------------------------------------- the VAE
+
+    def to_vae(self, latents: Tensor) -> Tensor:
+        """Return latents on the scale of the VAE: the inverse of `from_vae`."""
+        return latents / self.pipeline.vae.config.scaling_factor
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        return latents * self.pipeline.vae.config.scaling_factor
+
+
+def guided(output: Tensor, guidance_scale: float) -> Tensor:
+    """Return u + w (c - u) of an output (2 B, ...) for the negative prompt, then the prompts."""
+    without, with_prompt = output.chunk(2)
+    return without + guidance_scale * (with_prompt - without)

@@ -1,0 +1,50 @@
+"""The families of models that can be used, by the class of their pipeline; no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is known of a family without loading anything; its `Base` does the rest."""
+
+    name: str  # for messages
+    module: str  # of its Base in this package
+    denoiser: str  # the pipeline's part that is trained, and the prefix of its weights in files
+    encoders: tuple[str, ...]  # the pipeline's text encoders
+    targets: tuple[str, ...]  # the denoiser's layers that get a LoRA by default
+    multiple: int  # height and width are multiples of it, in pixels
+    optional: tuple[str, ...] = ()  # parts that a pipeline may lack
+
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_JOINT = tuple(f"attn.{layer}" for layer in (*_ATTENTION, *_ADDED))
+_CLIP, _TWO = ("text_encoder",), ("text_encoder", "text_encoder_2")
+
+#: By the `_class_name` of model_index.json.
+FAMILIES = {
+    "StableDiffusionPipeline": Family(
+        "Stable Diffusion v1 and v2", "stable_diffusion", "unet", _CLIP, _ATTENTION, 8
+    ),
+    "StableDiffusionXLPipeline": Family(
+        "Stable Diffusion XL", "stable_diffusion_xl", "unet", _TWO, _ATTENTION, 8
+    ),
+    "StableDiffusion3Pipeline": Family(
+        "Stable Diffusion 3 and 3.5",
+        "stable_diffusion_3",
+        "transformer",
+        (*_TWO, "text_encoder_3"),
+        _JOINT,
+        16,
+        ("text_encoder_3", "tokenizer_3"),
+    ),
+    "FluxPipeline": Family("FLUX.1", "flux", "transformer", _TWO, _JOINT, 16),
+}
+
+
+def described() -> str:
+    """Return the families' names for a message."""
+    return ", ".join(f"{family.name} ({kind})" for kind, family in FAMILIES.items())

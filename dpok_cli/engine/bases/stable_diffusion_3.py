@@ -1,0 +1,49 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv 2403.03206)."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from diffusers import StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from dpok_cli.engine.bases.base import guided
+from dpok_cli.engine.bases.conditioning import Conditioning, Text
+from dpok_cli.engine.bases.flow import FlowBase
+
+
+class StableDiffusion3(FlowBase):
+    """Two CLIP encoders and T5, whose padding is attended to."""
+
+    pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
+
+    def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            [*prompts, negative], None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return Text(embeds[:-1], pooled[:-1]), Text(embeds[-1:], pooled[-1:])
+
+    def predict(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+    ) -> Tensor:
+        text = conditioning.prompts
+        if twice := self.rows(guidance_scale) == 2:
+            text = conditioning.doubled()
+            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
+        text = text.to(self.dtype)
+        output = network(
+            hidden_states=latents.to(self.dtype),
+            timestep=timesteps,
+            encoder_hidden_states=text.embeds,
+            pooled_projections=text.pooled,
+        ).sample.float()
+        return guided(output, guidance_scale) if twice else output
+
+    def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
+        # Without sigmas its ends are shifted a second time, as its pipeline does.
+        dynamic = scheduler.config.use_dynamic_shifting
+        scheduler.set_timesteps(num_inference_steps, mu=self.shift(tokens) if dynamic else None)
