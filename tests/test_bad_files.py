@@ -213,7 +213,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         "adapter differs from config.toml",
     ),
     "checkpoint of other layers": (
-        replace(f"{SFT_RUN}/config.toml", '    "to_k",\n', ""),
+        replace(f"{SFT_RUN}/config.toml", "lora_targets = []", 'lora_targets = ["to_q"]'),
         "train-sft --resume=sft",
         "adapter differs from config.toml",
     ),

@@ -77,7 +77,7 @@ CASES = {
     "index is a list": ((*SFT, "--model", "index/list"), "model_index.json cannot be read"),
     "index without a class": ((*SAMPLE, "--model", "index/object"), "model_index.json cannot be"),
     "index is too deep": ((*SAMPLE, "--model", "index/deep"), "model_index.json cannot be read"),
-    "another pipeline": ((*SFT, "--model", "index/xl"), "holds a StableDiffusionXLPipeline; only"),
+    "another pipeline": ((*SFT, "--model", "index/other"), "holds a QwenImagePipeline; only"),
     "run's name is too long": (
         (*TRAIN, "--name", LONG),
         "a plain folder name of 255 bytes at most",
@@ -300,7 +300,7 @@ FILES = {
     "index/list/model_index.json": b"[]",
     "index/object/model_index.json": b"{}",
     "index/deep/model_index.json": DEEP,
-    "index/xl/model_index.json": b'{"_class_name": "StableDiffusionXLPipeline"}',
+    "index/other/model_index.json": b'{"_class_name": "QwenImagePipeline"}',
     "lora/pytorch_lora_weights.safetensors": LORA,
     "broken/empty.safetensors": b"",
     "broken/cut.safetensors": LORA[:-1],
