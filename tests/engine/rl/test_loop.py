@@ -309,6 +309,13 @@ def test_every_draw_has_a_seed_of_its_run_its_round_and_its_purpose(
     assert len({*drawn}) == len(drawn) == 2 * 2 * 4
 
 
+def test_the_negative_prompt_is_that_of_the_settings(rl_loop, model, make_config, green):
+    config = make_config(guidance_scale=3.0, negative_prompt="blurred")
+    negative = rl_loop(config, model, green).conditioning.negative
+    assert torch.equal(negative, model.encode([], "blurred").negative)
+    assert not torch.equal(negative, model.encode([], "").negative)
+
+
 def test_groups_share_their_prompt_and_their_first_noise(rl_loop, model, make_config, green):
     config = make_config(prompts=("a", "b", "c"), samples_per_round=10, group_size=4)
     prompt, seeds, starts = rl_loop(config, model, green).draw(1)

@@ -43,13 +43,22 @@ def test_the_same_seed_is_the_same_image_beside_whatever(model, make_config):
         dict(eta=0.0),
         dict(guidance_scale=5.0),
         dict(num_inference_steps=3),
-        dict(guidance_scale=5.0, negative_prompt="blurred"),
+        dict(negative_prompt="blurred"),
     ],
 )
 def test_settings_matter(model, make_config, changes):
-    (usual,) = draw(model, make_config, [0], prompts=["two cats"])
-    (changed,) = draw(model, make_config, [0], prompts=["two cats"], **changes)
-    assert (usual.image - changed.image).abs().max() > 1e-4
+    usual = dict(guidance_scale=3.0)
+    (before,) = draw(model, make_config, [0], prompts=["two cats"], **usual)
+    (changed,) = draw(model, make_config, [0], prompts=["two cats"], **usual | changes)
+    assert (before.image - changed.image).abs().max() > 1e-4
+
+
+def test_without_guidance_there_is_no_negative_prompt(model, make_config):
+    (usual,) = draw(model, make_config, [0], guidance_scale=1.0, prompts=["two cats"])
+    (same,) = draw(
+        model, make_config, [0], guidance_scale=1.0, prompts=["two cats"], negative_prompt="blurred"
+    )
+    assert torch.equal(usual.image, same.image)
 
 
 def test_a_size_of_ones_own(build, make_config):
