@@ -69,7 +69,7 @@ CASES = {
     "serve at no port": (("serve-reward", "judge", "--port", "65536"), "'--port'"),
     "serve no megabyte": (("serve-reward", "judge", "--max-megabytes", "0"), "'--max-megabytes'"),
     # the model and the folders
-    "model is a file": ((*TRAIN, "--model", "./prompts.txt"), "it has no model_index.json"),
+    "model is a file": ((*TRAIN, "--model", "./prompts.txt"), "prompts.txt is not safetensors"),
     "model is empty": ((*SAMPLE, "--model", ""), "--model ''"),
     "model's name is too long": ((*TRAIN, "--model", f"./{LONG}"), "File name too long"),
     "model leads round in circles": ((*SAMPLE, "--model", "./loop"), "no model folder ./loop"),
@@ -151,7 +151,7 @@ CASES = {
     "dataset of texts": ((*SFT, "--dataset", "data/text"), "cat.png cannot be read as an image"),
     "dataset's settings are no JSON": ((*SFT, "--dataset", "data/drawn"), "settings.json cannot"),
     "dataset's settings are a list": ((*SFT, "--dataset", "data/listed"), "settings.json cannot"),
-    "nothing to start from": ((*TRAIN, "--init-adapter", "folder"), "There is no adapter folder/"),
+    "nothing to start from": ((*TRAIN, "--init-adapter", "folder"), "folder/pytorch_lora_weights.safetensors. Give --init-adapter"),
     # sample
     "seeds run backwards": ((*SAMPLE, "--seeds", "9-3"), "write 3-9"),
     "seeds in words": ((*SAMPLE, "--seeds", "all"), "as in 0-15 or 0,3,7"),
