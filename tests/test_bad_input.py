@@ -151,7 +151,10 @@ CASES = {
     "dataset of texts": ((*SFT, "--dataset", "data/text"), "cat.png cannot be read as an image"),
     "dataset's settings are no JSON": ((*SFT, "--dataset", "data/drawn"), "settings.json cannot"),
     "dataset's settings are a list": ((*SFT, "--dataset", "data/listed"), "settings.json cannot"),
-    "nothing to start from": ((*TRAIN, "--init-adapter", "folder"), "folder/pytorch_lora_weights.safetensors. Give --init-adapter"),
+    "nothing to start from": (
+        (*TRAIN, "--init-adapter", "folder"),
+        "folder/pytorch_lora_weights.safetensors. Give --init-adapter",
+    ),
     # sample
     "seeds run backwards": ((*SAMPLE, "--seeds", "9-3"), "write 3-9"),
     "seeds in words": ((*SAMPLE, "--seeds", "all"), "as in 0-15 or 0,3,7"),
