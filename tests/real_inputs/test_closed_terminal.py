@@ -15,6 +15,11 @@ from support.waiting import wait_for
 pytestmark = pytest.mark.slow
 
 
+def hear_hangups():
+    """Undo nohup's effect, under which the tests themselves may run."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def endless(flags):
     return flags("train-rl", "--name=run", "--rounds=100000")
@@ -27,7 +32,7 @@ def start(endless, tmp_path):
 
     def start(*prefix, **streams):
         command = [*prefix, sys.executable, "-m", "dpok_cli", *endless]
-        started.append(subprocess.Popen(command, cwd=tmp_path, **streams))
+        started.append(subprocess.Popen(command, cwd=tmp_path, preexec_fn=hear_hangups, **streams))
         return started[-1]
 
     yield start

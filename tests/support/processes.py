@@ -162,6 +162,8 @@ def _run(
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False) if out else None  # noqa: SIM115
     escaped = "backslashreplace"
     sys.stderr = open(2, "w", 1, "utf-8", escaped, closefd=False) if err else None  # noqa: SIM115
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
