@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.waiting import wait_for
+from support.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_a_hangup_saves_as_sigterm_does(python, endless, tmp_path):
     process = python("-m", "dpok_cli", *endless)
     process.wait_for_line("round 2/")
     process.send(signal.SIGHUP)
-    assert process.wait() == 129
+    assert process.wait(PATIENCE) == 129
     assert process.err.splitlines()[-1] == "Stopped; resume with: dpok train-rl --resume runs/run"
     assert_saved(tmp_path)
 
@@ -74,7 +74,7 @@ def test_a_terminal_that_closes(start, tmp_path):
     wait_for(lambda: process.poll() is not None or len(rounds(tmp_path)) > before + 2)
     assert process.poll() is None  # it trains on without the terminal
     process.send_signal(signal.SIGHUP)
-    assert process.wait() == 129
+    assert process.wait(PATIENCE) == 129
     assert_saved(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_under_nohup_a_hangup_is_ignored(start, tmp_path):
         wait_for(lambda: process.poll() is not None or len(rounds(tmp_path)) > before + 1)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 143
+        assert process.wait(PATIENCE) == 143
     assert_saved(tmp_path)
 
 
@@ -96,5 +96,5 @@ def test_a_log_reader_that_ends(start, tmp_path):
     while b"round 2/" not in process.stderr.readline():
         assert process.poll() is None
     process.stderr.close()  # as `dpok train-rl 2>&1 | head` does
-    assert process.wait() == 141
+    assert process.wait(PATIENCE) == 141
     assert_saved(tmp_path)
