@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpok_cli.engine.training.stop import Stop
 from support.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,28 @@ def test_a_hangup_saves_as_sigterm_does(python, endless, tmp_path):
     assert process.wait(PATIENCE) == 129
     assert process.err.splitlines()[-1] == "Stopped; resume with: dpok train-rl --resume runs/run"
     assert_saved(tmp_path)
+
+
+def test_a_second_hangup_interrupts_nothing(python, endless, tmp_path):
+    """The kernel and the shell may each send one."""
+    process = python("-m", "dpok_cli", *endless)
+    process.wait_for_line("round 2/")
+    for number in (signal.SIGHUP, signal.SIGHUP):
+        process.send(number)
+    assert process.wait(PATIENCE) == 129
+    assert process.err.splitlines()[-1] == "Stopped; resume with: dpok train-rl --resume runs/run"
+    assert_saved(tmp_path)
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_repeated_signal_ends_a_run_at_once_with_its_own_code(second):
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert (stop.requested(), stop.exit_code) == (True, 129)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(second)
+        assert stop.exit_code == 128 + second
 
 
 def test_a_terminal_that_closes(start, tmp_path):

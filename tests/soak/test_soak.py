@@ -100,7 +100,8 @@ def of_command(world: World, done: Command) -> Iterator[str]:
     silent = action.streams.err or (code == 1 and action.streams.out == "broken")
     if code in (1, 2) and not silent and not re.search("^Error: ", err, re.M):
         yield f"exit code {code} without its reason: {err[-300:]!r}"
-    if code in (-1, -2, -15) and "Run folder:" in err and not action.is_complete(world):
+    ended = "Stopped; resume with:" in err or action.is_complete(world)
+    if code in (-1, -2, -15) and "Run folder:" in err and not ended:
         yield f"a signal ended it with nothing saved: {err[-300:]!r}"
     if code == 0:
         if action.streams.out == "full":
@@ -213,6 +214,8 @@ def test_a_command_that_fails_would_be_seen(tmp_path):
     asked = [(1.0, signal.SIGTERM)]
     (said,) = found(-15, "Run folder: runs/a\n", signals=asked, is_complete=unfinished)
     assert said.startswith("a signal ended it with nothing saved")
+    saved = "Run folder: runs/a\nStopped; resume with: dpok train-rl --resume runs/a\n"
+    assert found(-15, saved, signals=asked, is_complete=unfinished) == []
     assert found(0, streams=Streams("full")) == [
         "exit code 0, but its result was lost on a full disk"
     ]

@@ -15,6 +15,8 @@ BROKEN_PIPE = 13  # SIGPIPE, which Windows does not have
 class Stop:
     """Within ``with Stop() as stop``, a signal requests a stop; a second one interrupts at once.
 
+    A hangup never does: one that closes a terminal may come twice, from the kernel and the shell.
+
     The loops ask ``requested`` between batches, write a checkpoint and end. ``tell`` is called at
     the first signal, in a thread, so that the user sees that it arrived. ``reader_is_gone()`` says
     whether the program that read the log has ended, which requests a stop as well.
@@ -47,10 +49,13 @@ class Stop:
             signal.signal(each, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        again, self.signal = bool(self.signal), self.signal or number
+        if again and signal.Signals(number).name == "SIGHUP":
+            return
+        if again:
+            self.signal = number
             self.__exit__()
             raise KeyboardInterrupt
-        self.signal = number
         # The signal may arrive during a write, and a stream refuses nested writes.
         threading.Thread(target=self.tell).start()
 
