@@ -10,6 +10,9 @@ downloading a checkpoint; with ``--size tiny`` it is made in a second, to try th
         --rounds 1 --samples-per-round 2 --num-inference-steps 2 --batch-size 1 --precision bf16 \\
         --gradient-checkpointing --sample-count 1 --evaluation-samples 0
 
+``--size configuration`` writes the configuration of the real size and no weights; dpok plans memory
+by such folders (dpok_cli/engine/bases/published).
+
 ``--without-t5`` leaves out the text encoder of 4.8 B parameters, which sd35 can do without. The
 vocabularies have the real numbers of entries, but are artificial.
 """
@@ -278,15 +281,30 @@ def make(family: str, tiny: bool = True, without_t5: bool = False, seed: int = 0
         torch.set_default_dtype(before)
 
 
+def write_configuration(family: str, folder: Path) -> None:
+    """Write the configuration of a pipeline of the real size, without weights and vocabularies."""
+    with torch.device("meta"):
+        pipeline = make(family, tiny=False)
+    for name, part in pipeline.components.items():
+        if isinstance(part, transformers.PreTrainedModel):
+            part.config.save_pretrained(folder / name)
+        elif isinstance(part, diffusers.ConfigMixin):
+            part.save_config(folder / name)
+    pipeline.save_config(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    parser.add_argument("--size", choices=("tiny", "full", "configuration"), default="tiny")
     parser.add_argument("--without-t5", action="store_true")
     given = parser.parse_args()
+    if given.size == "configuration":
+        write_configuration(given.family, given.folder)
+        return
     pipeline = make(given.family, given.size == "tiny", given.without_t5)
     pipeline.save_pretrained(given.folder)
     parts = {

@@ -130,7 +130,12 @@ class Job:
             for drawing in (settings, settings.for_evaluation()):
                 Sampler(self.model, drawing)
             self.model.adapter.start(settings, self.existing)
-            self.reward = build(settings.rewards, self.model.device, tiny=settings.model == TINY)
+            self.reward = build(
+                settings.rewards,
+                self.model.device,
+                tiny=settings.model == TINY,
+                rest=settings.offload,
+            )
             self.reward.prepare()
         if self.existing:
             self.run = self.existing
@@ -147,27 +152,25 @@ class Job:
         """
         from dpok_cli.engine.training.stop import Stop
 
+        stop = Stop(self._tell_stop, lambda: console.log.has_lost_reader)
         try:
-            with (
-                advice_when_full(self.settings, self.resume, self.processes),
-                Stop(self._tell_stop, lambda: console.log.has_lost_reader) as stop,
-            ):
+            with advice_when_full(self.settings, self.resume, self.processes), stop:
                 self._say(f"Run folder: {self.run.path}")  # from here on signals are handled
-                with view:
-                    yield stop
+                try:
+                    with view:
+                        yield stop
+                finally:
+                    self._plot(view)
+                if stop.requested():
+                    self._say(f"Stopped; resume with: {self.resume}")
+                    raise typer.Exit(stop.exit_code)
         except InputError:  # the run cannot begin, or cannot be resumed, and is left as it is
             if self.existing is None and self.is_main:
                 self.run.remove_if_unused()
             raise
-        except BaseException as error:
-            self._plot(view)
-            if isinstance(error, KeyboardInterrupt):
-                console.say(f"Interrupted; resume with: {self.resume}")
-            raise
-        self._plot(view)
-        if stop.requested():
-            self._say(f"Stopped; resume with: {self.resume}")
-            raise typer.Exit(stop.exit_code)
+        except KeyboardInterrupt:
+            console.say(f"Interrupted; resume with: {self.resume}")
+            raise typer.Exit(stop.exit_code) from None
 
     def report(self) -> None:
         """Compare with the reference model, and print the outputs; on rank 0 only."""

@@ -93,8 +93,9 @@ def export(
     from dpok_cli.engine.lora.files import read_adapter
 
     lora = read_adapter(adapter, "dpok export")
-    from dpok_cli.engine.bases.load import DTYPES, load
+    from dpok_cli.engine.bases.load import load
     from dpok_cli.engine.bases.merge import write_merged
+    from dpok_cli.engine.bases.parts import DTYPES
     from dpok_cli.engine.lora.export import write
 
     wanted = DTYPES[dtype] if dtype else None

@@ -110,6 +110,12 @@ class SamplingConfig(BaseConfig):
         "Torch device, such as cuda:0 or cpu; auto picks one.",
         may_change=True,
     )
+    offload: bool = setting(
+        False,
+        "Model",
+        "Keep the VAE and the rewards in the CPU's memory while they are not in use.",
+        may_change=True,
+    )
     seed: int = setting(0, "Run", "Random seed.", at_least(0))
 
     def held(self) -> list[Held]:
@@ -147,7 +153,7 @@ def sampling_settings(config: dict[str, Any]) -> dict[str, Any]:
 
     Steps and eta are those of its evaluations, which may differ from the training's.
     """
-    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device"}
+    shared = {field.name for field in fields(SamplingConfig)} - {"seed", "device", "offload"}
     settings = {key: value for key, value in config.items() if key in shared}
     if steps := config.get("evaluation_steps", 0):
         settings["num_inference_steps"] = steps

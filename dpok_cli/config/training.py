@@ -175,7 +175,12 @@ class TrainingConfig(SamplingConfig):
 
     def for_evaluation(self) -> SamplingConfig:
         """Return the settings that sample grids and evaluations draw with."""
-        return SamplingConfig(**sampling_settings(vars(self)), seed=self.seed, device=self.device)
+        return SamplingConfig(
+            **sampling_settings(vars(self)),
+            seed=self.seed,
+            device=self.device,
+            offload=self.offload,
+        )
 
     @property
     def method(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.offload import at_work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,9 @@ class WeightedReward:
     further instances of the same reward.
     """
 
-    def __init__(self, parts: Sequence[tuple[RewardModel, float]]):
+    def __init__(self, parts: Sequence[tuple[RewardModel, float]], rest: bool = False):
+        """With ``rest`` a reward's networks are on the CPU while it does not score."""
+        self.rest = rest
         self.rewards: dict[str, tuple[RewardModel, float]] = {}
         for reward, weight in parts:
             key, number = reward.name, 1
@@ -51,18 +54,24 @@ class WeightedReward:
     def prepare(self) -> None:
         """Load every reward now; raises ``RewardError`` with the name of the one that fails."""
         for reward, _ in self.rewards.values():
-            reward.prepare()
+            with at_work(reward, self.rest):
+                reward.prepare()
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts, on their device.
 
         Raises ``RewardError`` with the name of the reward that failed (see ``RewardModel.score``).
         """
-        raw = {
-            key: reward.score(images, prompts, grad=grad)
-            for key, (reward, _) in self.rewards.items()
-        }
+        raw = {key: self.score_one(key, images, prompts, grad=grad) for key in self.names}
         return self.combine(raw)
+
+    def score_one(
+        self, key: str, images: Tensor, prompts: list[str], *, grad: bool = False
+    ) -> Tensor:
+        """Return the raw score (B,) of one of ``names``; raises ``RewardError``."""
+        reward, _ = self.rewards[key]
+        with at_work(reward, self.rest):
+            return reward.score(images, prompts, grad=grad)
 
     def combine(self, raw: dict[str, Tensor]) -> Scores:
         """Return the weighted sum of raw scores, each (B,), keyed by ``names``."""

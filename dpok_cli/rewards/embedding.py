@@ -10,6 +10,7 @@ from dpok_cli.config import TINY
 from dpok_cli.rewards.base import PLUGIN_ERRORS
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.manager import build
+from dpok_cli.rewards.offload import at_work
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ def _embedder(reward: Any) -> Callable[[Tensor], Tensor]:
 
         from dpok_cli.rewards.images import clip_preprocess
 
-        with torch.no_grad():
+        with torch.no_grad(), at_work(reward, rests=False):
             pixels = clip_preprocess(images.to(reward.device), net.config.vision_config.image_size)
             return normalize(net.get_image_features(pixels).pooler_output, dim=-1)
 

@@ -128,16 +128,22 @@ def check_specs(specs: Sequence[str], *, tiny: bool = False) -> None:
 
 
 def build(
-    specs: Sequence[str], device: str | torch.device = "cpu", *, tiny: bool = False
+    specs: Sequence[str],
+    device: str | torch.device = "cpu",
+    *,
+    tiny: bool = False,
+    rest: bool = False,
 ) -> WeightedReward:
     """Build the weighted reward of ``--reward`` specs; weights are loaded at the first score.
 
     With ``tiny``, for images of the bundled model, rewards with a tiny version use it unless the
-    spec sets ``model=``. Raises ``InputError`` as `check_specs` does before any reward is
-    constructed, and ``RewardError`` for one whose constructor fails.
+    spec sets ``model=``. With ``rest`` they are on the CPU while they do not score. Raises
+    ``InputError`` as `check_specs` does before any reward is constructed, and ``RewardError`` for
+    one whose constructor fails.
     """
     return WeightedReward(
-        [(_make(cls, options, device), weight) for cls, options, weight in _resolve(specs, tiny)]
+        [(_make(cls, options, device), weight) for cls, options, weight in _resolve(specs, tiny)],
+        rest,
     )
 
 

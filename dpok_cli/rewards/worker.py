@@ -53,7 +53,7 @@ class RewardWorker:
         """
         try:
             images = torch.cat(self._images)
-            raw = {key: part.score(images, self._prompts) for key, part in self.here.items()}
+            raw = {key: self.reward.score_one(key, images, self._prompts) for key in self.here}
             batches = [score.result() for score in self._scores]
             for key in self.beside:
                 raw[key] = torch.cat([batch[key] for batch in batches]).to(images.device)
@@ -69,7 +69,7 @@ class RewardWorker:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _score(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        return {key: part.score(images, prompts) for key, part in self.beside.items()}
+        return {key: self.reward.score_one(key, images, prompts) for key in self.beside}
 
     def _give_up(self) -> None:
         for score in self._scores:

@@ -51,15 +51,15 @@ class Base(ABC):
         """Pixels of an image to one of its latents, along a side."""
         return self.pipeline.vae_scale_factor
 
-    def networks(self) -> dict[str, Any]:
-        """Return the networks that may have LoRA layers, by their names in the pipeline."""
-        names = (self.family.denoiser, *self.family.encoders)
+    def encoders(self) -> dict[str, Any]:
+        """Return the text encoders that are in the pipeline, by their names there."""
+        names = self.family.encoders
         return {name: each for name in names if (each := getattr(self.pipeline, name, None))}
 
-    def parts(self) -> list[nn.Module]:
-        """Return all networks, in the order that fingerprints have them."""
-        encoders = [each for name, each in self.networks().items() if name in self.family.encoders]
-        return [self.network, self.pipeline.vae, *encoders]
+    @property
+    def text_device(self) -> torch.device:
+        """The device of the text encoders."""
+        return next(iter(self.encoders().values())).device
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (C, h, w) of images of this size in pixels, 0 for the model's own.
@@ -74,18 +74,25 @@ class Base(ABC):
                 )
         own_rows, own_columns = self.own_size
         rows, columns = height // self.scale or own_rows, width // self.scale or own_columns
+        if not (rows and columns):
+            raise InputError("The model does not say its size: give --height and --width.")
         return self.channels, rows, columns
 
     @property
     def own_size(self) -> tuple[int, int]:
-        """h and w of the latents of the images that the model was trained for."""
-        own = self.network.config.sample_size
+        """h and w of the latents of the images that the model was trained for; 0 if unknown."""
+        own = self.network.config.sample_size or 0
         return (own, own) if isinstance(own, int) else tuple(own)
 
     @property
     def channels(self) -> int:
         """C, the channels of latents."""
         return self.network.config.in_channels
+
+    @property
+    @abstractmethod
+    def text_shape(self) -> tuple[int, int, int]:
+        """L, D and P of a `Text`; P is 0 for a family without pooled vectors."""
 
     # ------------------------------------------------------------------------------------ the model
 
@@ -99,7 +106,10 @@ class Base(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
-        """Return the texts of the B prompts and of the negative one."""
+        """Return the texts of B prompts, one at least, and of the negative one.
+
+        The text encoders are in the pipeline.
+        """
 
     @abstractmethod
     def predict(

@@ -22,11 +22,15 @@ class Text:
         return len(self.embeds)
 
     def __getitem__(self, rows: Rows) -> Text:
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.embeds.device)
         return Text(self.embeds[rows], None if self.pooled is None else self.pooled[rows])
 
-    def to(self, dtype: torch.dtype) -> Text:
-        pooled = None if self.pooled is None else self.pooled.to(dtype)
-        return Text(self.embeds.to(dtype), pooled)
+    def to(
+        self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    ) -> Text:
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return Text(self.embeds.to(device, dtype), pooled)
 
     @staticmethod
     def cat(parts: Sequence[Text]) -> Text:
@@ -52,6 +56,11 @@ class Conditioning:
     def __getitem__(self, rows: Rows) -> Conditioning:
         reference = None if self.reference is None else self.reference[rows]
         return Conditioning(self.prompts[rows], self.negative, reference)
+
+    def to(self, device: torch.device) -> Conditioning:
+        reference = None if self.reference is None else self.reference.to(device)
+        prompts, negative = (each.to(device=device) for each in (self.prompts, self.negative))
+        return Conditioning(prompts, negative, reference)
 
     def with_negative(self) -> Conditioning:
         """Return B + 1 rows: the prompts, and the negative prompt as the last of them."""

@@ -2,8 +2,7 @@
 
 import hashlib
 
-import torch
-
+from dpok_cli.engine.bases.encoders import add_weights
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.errors import InputError
 
@@ -12,11 +11,9 @@ def fingerprint(model: DiffusionModel) -> str:
     """Return the SHA-256 of all that the reference model's images depend on."""
     noise = [each for each in model.base.scheduler.config.items() if not each[0].startswith("_")]
     digest = hashlib.sha256(repr(sorted(noise)).encode())
-    for part in model.base.parts():
-        for name, weight in part.named_parameters():
-            if ".lora_" not in name:
-                flat = weight.detach().cpu().contiguous().flatten()
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
+    for network in (model.base.network, model.pipeline.vae):
+        add_weights(digest, network)
+    digest.update(model.encoders.fingerprint().encode())
     return digest.hexdigest()
 
 

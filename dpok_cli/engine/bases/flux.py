@@ -26,9 +26,16 @@ class Flux(FlowBase):
     def channels(self) -> int:
         return self.network.config.in_channels // 4
 
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        config = self.network.config
+        return 512, config.joint_attention_dim, config.pooled_projection_dim
+
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         self.check_negative(negative)
-        embeds, pooled, _ = self.pipeline.encode_prompt([*prompts, ""], None, device=self.device)
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            [*prompts, ""], None, device=self.text_device
+        )
         texts = Text(embeds, pooled)
         return texts[:-1], texts[-1:]
 
@@ -44,7 +51,7 @@ class Flux(FlowBase):
         guidance_scale: float,
     ) -> Tensor:
         count, channels, rows, columns = latents.shape
-        text = conditioning.prompts.to(self.dtype)
+        text = conditioning.prompts.to(self.dtype, latents.device)
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = torch.full((count,), guidance_scale, device=latents.device)

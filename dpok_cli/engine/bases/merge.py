@@ -15,10 +15,12 @@ def write_merged(model: DiffusionModel, folder: Path, dtype: torch.dtype | None 
     ``dtype`` is by default that of the weights. The model has no adapter afterwards.
     """
     pipeline = model.pipeline
-    networks = [name for name in model.adapter.weights() if hasattr(pipeline, name)]
-    pipeline.fuse_lora(components=networks, safe_fusing=True)
-    pipeline.unload_lora_weights()
-    if dtype:
-        pipeline.to(dtype)
-    with making(folder, "--output"), replacing(folder) as temporary:
-        pipeline.save_pretrained(temporary)
+    adapter = model.adapter
+    with model.encoders.present(adapter.text, adapter.source):
+        pipeline.fuse_lora(components=[*adapter.weights()], safe_fusing=True)
+        pipeline.unload_lora_weights()
+        if dtype:
+            pipeline.to(dtype)
+        with making(folder, "--output"), replacing(folder) as temporary:
+            pipeline.save_pretrained(temporary)
+    adapter.remove()

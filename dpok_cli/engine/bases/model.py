@@ -3,8 +3,8 @@
 Policy and reference share their networks: the reference is the model with the adapter switched off.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from dpok_cli.engine.bases.base import Base
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.bases.denoiser import Denoiser
+from dpok_cli.engine.bases.encoders import TextEncoders
 from dpok_cli.engine.bases.families import FAMILIES, Family
 from dpok_cli.engine.lora.adapter import Adapter
 
@@ -32,18 +33,35 @@ def base_class(family: Family) -> type[Base]:
     return found
 
 
+def base_of(pipeline: Any) -> Base:
+    """Return a pipeline as its family's base."""
+    family = FAMILIES[type(pipeline).__name__]
+    return base_class(family)(pipeline, family)
+
+
 class DiffusionModel:
     """A text-to-image model as the engine sees it: prompts to embeddings to latents to images."""
 
-    def __init__(self, pipeline: Any, height: int = 0, width: int = 0):
+    def __init__(
+        self,
+        pipeline: Any,
+        height: int = 0,
+        width: int = 0,
+        encoders: TextEncoders | None = None,
+        offload: bool = False,
+    ):
         """Wrap a pipeline; ``height`` and ``width`` are in pixels, 0 for the model's own size.
 
-        Raises InputError for a size that the family cannot draw.
+        ``encoders`` are by default those in the pipeline, which stay there. With ``offload`` the
+        VAE is on the CPU while it is not used. Raises InputError for a size that the family cannot
+        draw.
         """
-        family = FAMILIES[type(pipeline).__name__]
-        self.pipeline, self.base = pipeline, base_class(family)(pipeline, family)
+        self.offload = offload
+        self.encoders = encoders or TextEncoders(base_of(pipeline))
+        self.pipeline, self.base = pipeline, self.encoders.base
         self.latent_shape = self.base.latent_shape(height, width)
-        self.adapter = Adapter(family.denoiser, self.base.networks(), family.targets)
+        family = self.base.family
+        self.adapter = Adapter(family.denoiser, self.base.network, family.targets, family.encoders)
         self.denoiser = Denoiser(self.base, self.base.network, self.adapter)
 
     @property
@@ -56,15 +74,13 @@ class DiffusionModel:
         _, height, width = self.latent_shape
         return height * self.base.scale, width * self.base.scale
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str], negative_prompt: str = "") -> Conditioning:
-        """Return the embeddings of the B prompts and of the negative one."""
-        texts, negative = self.base.encode(list(prompts), negative_prompt)
-        reference = None
-        if self.adapter.enabled and self.adapter.changes_text:
-            with self.reference():
-                reference = self.encode(prompts, negative_prompt)
-        return Conditioning(texts, negative, reference)
+        """Return the embeddings of the B prompts and of the negative one, on the CPU.
+
+        A text is encoded once. Raises InputError if the adapter is not of the text encoders.
+        """
+        text = self.adapter.text if self.adapter.enabled else {}
+        return self.encoders.encode(prompts, negative_prompt, text, self.adapter.source)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -72,9 +88,8 @@ class DiffusionModel:
 
         A value that is not finite is NaN.
         """
-        vae = self.pipeline.vae
-        latents = self.base.to_vae(latents).to(vae.dtype)
-        with torch.autocast(self.device.type, enabled=False):
+        with self._vae() as vae:
+            latents = self.base.to_vae(latents).to(vae.dtype)
             images = [vae.decode(chunk).sample for chunk in latents.split(self._chunk())]
         decoded = torch.cat(images).float() / 2 + 0.5
         return decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)
@@ -82,8 +97,7 @@ class DiffusionModel:
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return latents, float32 (B, C, h, w), of images (B, 3, H, W) in [0, 1]: the means."""
-        vae = self.pipeline.vae
-        with torch.autocast(self.device.type, enabled=False):
+        with self._vae() as vae:
             chunks = (images.to(vae.dtype) * 2 - 1).split(self._chunk())
             latents = [vae.encode(chunk).latent_dist.mode() for chunk in chunks]
         return self.base.from_vae(torch.cat(latents).float())
@@ -91,6 +105,19 @@ class DiffusionModel:
     def reference(self) -> AbstractContextManager[None]:
         """Within the block this is the reference model: the adapter is switched off."""
         return self.adapter.disabled()
+
+    @contextmanager
+    def _vae(self) -> Iterator[Any]:
+        """Within the block the VAE is on the device, and computes in its own precision."""
+        vae = self.pipeline.vae
+        if self.offload:
+            vae.to(self.device)
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield vae
+        finally:
+            if self.offload:
+                vae.to("cpu")
 
     def _chunk(self) -> int:
         """Return how many images go through the VAE at once; its memory grows with their size."""

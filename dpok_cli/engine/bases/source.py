@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from dpok_cli import tiny
 from dpok_cli.config import TINY, SamplingConfig
@@ -56,9 +57,14 @@ def check_source(config: SamplingConfig) -> str:
     return kind
 
 
+def read_index(model: str) -> dict[str, Any]:
+    """Return the index of a pipeline's folder or hub id; raises InputError if there is none."""
+    return json.loads(_index(model, "--model").read_text(encoding="utf-8"))
+
+
 def left_out(model: str) -> set[str]:
     """Return the parts that the index of a pipeline's folder or hub id says it has not."""
-    index = json.loads(_index(model, "--model").read_text(encoding="utf-8"))
+    index = read_index(model)
     return {name for name, kind in index.items() if isinstance(kind, list) and None in kind}
 
 

@@ -12,6 +12,9 @@ from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.families import Family
 from dpok_cli.engine.bases.schedule import Schedule, ddim, ddim_arguments, ddim_schedule
 
+#: Tokens of a prompt, for CLIP's text encoders.
+TOKENS = 77
+
 
 class StableDiffusion(Base):
     """A UNet on CLIP embeddings, sampled by DDIM with the pipeline's betas."""
@@ -25,8 +28,12 @@ class StableDiffusion(Base):
         super().__init__(pipeline, family)
         self.scheduler = ddim(pipeline.scheduler)
 
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        return TOKENS, self.network.config.cross_attention_dim, 0
+
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
-        embeds, _ = self.pipeline.encode_prompt([*prompts, negative], self.device, 1, False)
+        embeds, _ = self.pipeline.encode_prompt([*prompts, negative], self.text_device, 1, False)
         return Text(embeds[:-1]), Text(embeds[-1:])
 
     def predict(
@@ -41,7 +48,7 @@ class StableDiffusion(Base):
         if twice := self.rows(guidance_scale) == 2:
             text = conditioning.doubled()
             latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype)
+        text = text.to(self.dtype, latents.device)
         given = self.added(text, latents)
         output = network(latents.to(self.dtype), timesteps, text.embeds, **given).sample.float()
         return guided(output, guidance_scale) if twice else output

@@ -16,9 +16,18 @@ class StableDiffusion3(FlowBase):
 
     pipeline_class: ClassVar[Any] = StableDiffusion3Pipeline
 
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        config = self.network.config
+        return 77 + 256, config.joint_attention_dim, config.pooled_projection_dim  # CLIP's, T5's
+
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            [*prompts, negative], None, None, device=self.device, do_classifier_free_guidance=False
+            [*prompts, negative],
+            None,
+            None,
+            device=self.text_device,
+            do_classifier_free_guidance=False,
         )
         return Text(embeds[:-1], pooled[:-1]), Text(embeds[-1:], pooled[-1:])
 
@@ -34,7 +43,7 @@ class StableDiffusion3(FlowBase):
         if twice := self.rows(guidance_scale) == 2:
             text = conditioning.doubled()
             latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype)
+        text = text.to(self.dtype, latents.device)
         output = network(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,

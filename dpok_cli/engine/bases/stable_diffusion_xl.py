@@ -7,7 +7,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from dpok_cli.engine.bases.conditioning import Text
-from dpok_cli.engine.bases.stable_diffusion import StableDiffusion
+from dpok_cli.engine.bases.stable_diffusion import TOKENS, StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -16,13 +16,19 @@ class StableDiffusionXL(StableDiffusion):
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
     options: ClassVar[dict[str, Any]] = dict(add_watermarker=False)
 
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        config = self.network.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return TOKENS, config.cross_attention_dim, pooled
+
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
-            [*prompts], device=self.device, do_classifier_free_guidance=False
+            [*prompts], device=self.text_device, do_classifier_free_guidance=False
         )
         # Without a negative prompt its embeddings are zeros in most checkpoints, not those of "".
         _, without, _, without_pooled = self.pipeline.encode_prompt(
-            "", device=self.device, negative_prompt=negative or None
+            "", device=self.text_device, negative_prompt=negative or None
         )
         return Text(embeds, pooled), Text(without, without_pooled)
 

@@ -80,7 +80,13 @@ def _draw(
 def check_models(evaluation: Evaluation) -> None:
     """Raise InputError if a model cannot be loaded, or cannot be drawn from with these settings."""
     for contender in evaluation.contenders:
-        Sampler(load(evaluation.config, contender.adapter), evaluation.config)
+        _load(evaluation, contender)
+
+
+def _load(evaluation: Evaluation, contender: Contender) -> Sampler:
+    """Return the sampler of a contender's model, which has encoded the prompts."""
+    config, prompts = evaluation.config, [prompt.text for prompt in evaluation.prompts]
+    return Sampler(load(config, contender.adapter, prompts), config)
 
 
 class _Model:
@@ -90,9 +96,8 @@ class _Model:
         config = evaluation.config
         self.contender, self.kl = contender, config.kl
         self.texts = [prompt.text for prompt in evaluation.prompts]
-        model = load(config, contender.adapter)
-        self.sampler = Sampler(model, config)
-        self.conditioning = model.encode(self.texts, config.negative_prompt)
+        self.sampler = _load(evaluation, contender)
+        self.conditioning = self.sampler.model.encode(self.texts, config.negative_prompt)
         self.stochastic = set(self.sampler.denoising.stochastic.tolist())
 
     def score(self, batch: list[Place], reward: WeightedReward) -> Drawn:

@@ -53,7 +53,9 @@ def start(
     """
     config = evaluation.config
     processes = process_state(config.device)
-    reward = build(evaluation.rewards, device_of(config.device), tiny=config.model == TINY)
+    reward = build(
+        evaluation.rewards, device_of(config.device), tiny=config.model == TINY, rest=config.offload
+    )
     if not EvaluationFolder.check(path, evaluation).begun:
         check_models(evaluation)
         reward.prepare()

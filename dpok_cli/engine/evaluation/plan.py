@@ -24,7 +24,7 @@ from dpok_cli.rewards.manager import check_specs
 SHOWN = 5
 
 # Left out of settings.json: they change no score.
-_PLACES = {"runs_dir", "device"}
+_PLACES = {"runs_dir", "device", "offload"}
 # Left out if they are empty, so that evaluations of older versions keep their settings.
 _NEWER = {"model_config", "vae"}
 

@@ -34,7 +34,7 @@ COLUMNS = (
 ).split()
 
 # Fields of the config that have a key of their own in results.json, or change no result.
-_ELSEWHERE = {"prompts", "rewards", "device", "runs_dir"}
+_ELSEWHERE = {"prompts", "rewards", "device", "offload", "runs_dir"}
 _PACKAGES = "torch diffusers transformers peft accelerate numpy pillow".split()
 
 

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import recurse_remove_peft_layers, set_adapter_layers
+from diffusers.utils import set_adapter_layers
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.lora.export import write_diffusers
 from dpok_cli.engine.lora.files import ADAPTER_FILE, read_adapter
-from dpok_cli.engine.lora.weights import (
-    TEXT_MODEL,
-    Layer,
-    Lora,
-    Part,
-    peft_config,
-    rank_and_alpha,
-    targets,
+from dpok_cli.engine.lora.layers import (
+    ADVICE,
+    NAME,
+    attach,
+    check_fit,
+    detach,
+    lora_layers,
+    weights_of,
 )
+from dpok_cli.engine.lora.weights import Lora, Part, rank_and_alpha, targets
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.errors import InputError
-
-NAME = "default"
 
 
 class Adapter:
     """The LoRA weights in a model, none at first (Hu et al. 2021, arXiv 2106.09685)."""
 
-    def __init__(self, denoiser: str, networks: Mapping[str, Any], targets: Sequence[str]):
-        """``networks`` may get LoRA layers, by diffusers' names; ``denoiser`` is the trained one's.
+    def __init__(
+        self, denoiser: str, network: Any, targets: Sequence[str], encoders: Sequence[str] = ()
+    ):
+        """``network`` is the denoiser, and ``denoiser`` its name in the pipeline.
 
-        All of them have the `add_adapter` of diffusers' and transformers' models. ``targets`` are
-        the denoiser's layers that get a LoRA unless others are named.
+        It has the `add_adapter` of diffusers' models. ``targets`` are the layers that get a LoRA
+        unless others are named; ``encoders`` are the pipeline's names of its text encoders.
         """
-        self.denoiser, self.networks, self.targets = denoiser, dict(networks), tuple(targets)
+        self.denoiser, self.network, self.targets = denoiser, network, tuple(targets)
+        self.encoders = tuple(encoders)
         #: Whether the adapter is switched on.
         self.enabled = True
-
-    @property
-    def network(self) -> Any:
-        """The denoiser."""
-        return self.networks[self.denoiser]
+        #: The parts of text encoders, which are never trained; put there while they encode.
+        self.text: Lora = {}
+        #: The file or folder that they are from, for messages.
+        self.source = ""
 
     def __bool__(self) -> bool:
         """Whether the model has an adapter."""
-        return any(_layers(network) for network in self.networks.values())
-
-    @property
-    def changes_text(self) -> bool:
-        """Whether it changes the embeddings of prompts."""
-        return any(_layers(each) for name, each in self.networks.items() if name != self.denoiser)
+        return bool(lora_layers(self.network) or self.text)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the weights that are trained, by their names in the denoiser."""
@@ -109,35 +104,24 @@ class Adapter:
 
     def remove(self) -> None:
         """Remove the adapter, if there is one: the model is the base again."""
-        for network in self.networks.values():
-            if _layers(network):
-                recurse_remove_peft_layers(network)
-                del network.peft_config
-                network._hf_peft_config_loaded = False
+        detach(self.network)
+        self.text, self.source = {}, ""
 
     def install(self, lora: Lora, source: str, dtype: torch.dtype | None = None) -> None:
         """Add LoRA layers with these weights; ``dtype`` is the denoiser's, by default its own.
 
         Raises InputError, which names the ``source``, if they are not all of layers of this model.
+        Those of text encoders are looked at when a prompt is encoded.
         """
-        for name, part in lora.items():
-            self._check_fit(name, part, source)
-        for name, part in lora.items():
-            network = self.networks[name]
-            own = {_own_name(network, layer): weights for layer, weights in part.items()}
-            config = LoraConfig(
-                **peft_config(part) | {"target_modules": "|".join(map(_exactly, own))}
+        for name in lora.keys() - {self.denoiser, *self.encoders}:
+            raise InputError(
+                f"The adapter {source} does not fit this model, which has no {name}. {ADVICE}"
             )
-            with torch.random.fork_rng():
-                network.add_adapter(config, adapter_name=NAME)
-            wanted = dtype if dtype and name == self.denoiser else network.dtype
-            layers = _layers(network)
-            assert layers.keys() == own.keys()
-            for layer, weights in own.items():
-                for half, weight in (("lora_A", weights.down), ("lora_B", weights.up)):
-                    parameter = getattr(layers[layer], half)[NAME].weight
-                    parameter.data = weight.to(parameter.device, wanted).contiguous()
-            network.requires_grad_(False)
+        if part := lora.get(self.denoiser):
+            check_fit(self.network, self.denoiser, part, source)
+            attach(self.network, part, dtype)
+        if text := {name: part for name, part in lora.items() if name != self.denoiser}:
+            self.text, self.source = self.text | text, source
         for parameter in self.parameters():
             parameter.requires_grad_(True)
 
@@ -153,14 +137,8 @@ class Adapter:
 
     def weights(self) -> Lora:
         """Return the adapter's weights as they are now."""
-        lora: Lora = {}
-        for name, network in self.networks.items():
-            for layer, module in _layers(network).items():
-                weights = (getattr(module, half)[NAME].weight for half in ("lora_A", "lora_B"))
-                down, up = (weight.detach().cpu() for weight in weights)
-                known = lora.setdefault(name, {})
-                known[_file_name(network, layer)] = Layer(down, up, module.lora_alpha[NAME])
-        return lora
+        trained = weights_of(self.network)
+        return ({self.denoiser: trained} if trained else {}) | self.text
 
     def save(self, folder: Path) -> None:
         """Write the adapter as diffusers' ``load_lora_weights`` takes it."""
@@ -183,30 +161,8 @@ class Adapter:
                 parameter.copy_(state[name])
 
     def _switch(self, on: bool) -> None:
-        for name, network in self.networks.items():
-            set_adapter_layers(network, enabled=on)  # which unfreezes what it switches on
-            if name != self.denoiser:
-                network.requires_grad_(False)
+        set_adapter_layers(self.network, enabled=on)
         self.enabled = on
-
-    def _check_fit(self, name: str, part: Part, source: str) -> None:
-        """Raise InputError unless all layers of a part are layers of its network."""
-        advice = "Give --model the model that it was trained on."
-        if name not in self.networks:
-            raise InputError(
-                f"The adapter {source} does not fit this model, which has no {name}. {advice}"
-            )
-        network = self.networks[name]
-        modules = dict(network.named_modules())
-        for layer, weights in part.items():
-            module = modules.get(_own_name(network, layer))
-            if not isinstance(module, nn.Linear | nn.Conv2d):
-                reason = f"it has weights for {name}.{layer}, which the model has not"
-            elif not _fits(weights, module.weight):
-                reason = f"its weights for {name}.{layer} have other shapes"
-            else:
-                continue
-            raise InputError(f"The adapter {source} does not fit this model: {reason}. {advice}")
 
 
 def check_settings(part: Part, config: TrainingConfig, source: str) -> None:
@@ -237,37 +193,3 @@ def check_settings(part: Part, config: TrainingConfig, source: str) -> None:
             f"The adapter {source} is on the layers {', '.join(found)}, not on"
             f" {', '.join(sorted(wanted))}: give {flags}."
         )
-
-
-def _layers(network: Any) -> dict[str, BaseTunerLayer]:
-    """Return the LoRA layers of a network by their names."""
-    return {
-        name: module
-        for name, module in network.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
-
-
-def _own_name(network: Any, layer: str) -> str:
-    """Return what the network calls a layer of a file."""
-    return layer if hasattr(network, "text_model") else layer.removeprefix(TEXT_MODEL)
-
-
-def _file_name(network: Any, layer: str) -> str:
-    """Return what files call a layer of the network: the inverse of `_own_name`."""
-    flat = layer.startswith("encoder.layers.") and not hasattr(network, "text_model")
-    return TEXT_MODEL + layer if flat else layer
-
-
-def _exactly(name: str) -> str:
-    return name.replace(".", r"\.")
-
-
-def _fits(weights: Layer, weight: Tensor) -> bool:
-    """Return whether a LoRA's matrices are of a layer with this weight."""
-    down, up = weights.down.shape, weights.up.shape
-    return down[1:] == weight.shape[1:] and up == (
-        len(weight),
-        weights.rank,
-        *(1 for _ in weight.shape[2:]),
-    )

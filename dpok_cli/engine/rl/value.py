@@ -41,7 +41,7 @@ class ValueAdvantage(RewardAdvantage):
         for _ in range(self.config.value_updates):
             batch = buffer[next(order).to(self.denoising.timesteps.device)]
             timesteps = self.denoising.timesteps[batch.step]
-            embeds = self.conditioning.prompts.embeds[batch.prompt]
+            embeds = self.conditioning[batch.prompt].prompts.embeds
             error = nn.functional.mse_loss(
                 self.value(batch.latents, embeds, timesteps), batch.reward
             )
@@ -86,6 +86,6 @@ class ValueFunction(nn.Module):
     def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> Tensor:
         """Return (B,) from latents (B, C, H, W), embeddings (B, L, D) and timesteps (B,)."""
         time = get_timestep_embedding(timesteps, self.width)
-        prompt = prompt_embeds.float().mean(dim=1)
+        prompt = prompt_embeds.to(latents.device).float().mean(dim=1)
         hidden = self.latent(latents) + self.prompt(prompt) + self.time(time)
         return self.head(hidden).squeeze(1)

@@ -94,6 +94,7 @@ class Sampler:
         With ``start_seeds`` a sample takes x_T from another seed, and all other noise from its own.
         """
         own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        conditioning = conditioning.to(self.model.device)
         latents = self._noise(own)  # with start_seeds too, so that the steps' noise is the seed's
         if start_seeds is not None:
             latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])

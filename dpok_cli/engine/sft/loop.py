@@ -70,6 +70,8 @@ class SFTLoop:
         #: What the steps since the last record measured.
         self.measured: list[Metrics] = []
         self._weigh(images)
+        # Here, so that the text encoders are loaded once.
+        session.model.encode(["", *dict.fromkeys(self.prompts)])
 
     def _weigh(self, images: ImageSet) -> None:
         """Set the images to train on and their weights."""

@@ -64,7 +64,7 @@ class SFTObjective:
         return Errors(loss, error.detach(), None if kl is None else kl.detach())
 
     def _encode(self, prompts: list[str | None]) -> Conditioning:
-        """Return the embeddings of B prompts, each different one encoded once.
+        """Return the embeddings of B prompts.
 
         Where there is none they are those that guidance takes without a negative prompt.
         """

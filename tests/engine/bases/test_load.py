@@ -1,5 +1,6 @@
 """Loading a pipeline and an adapter, and what is refused."""
 
+import json
 import shutil
 
 import pytest
@@ -85,7 +86,9 @@ def test_weights_that_are_no_adapter_are_refused(make_config, tmp_path):
 def test_everything_is_frozen_and_in_float32(make_config):
     model = load(make_config(SampleConfig))
     pipeline = model.pipeline
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+    with model.encoders.present():
+        encoder = pipeline.text_encoder
+    for part in (pipeline.unet, pipeline.vae, encoder):
         assert not part.training
         assert not any(parameter.requires_grad for parameter in part.parameters())
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
@@ -141,7 +144,7 @@ BROKEN = {
     "no vocabulary": lambda folder: (folder / "tokenizer/tokenizer.json").unlink(),
     "config no JSON": lambda folder: (folder / "unet/config.json").write_text("{"),
     "weights of another shape": lambda folder: (folder / "unet/config.json").write_text(
-        (folder / "unet/config.json").read_text().replace('"sample_size"', '"out_channels": 3, "x"')
+        (folder / "unet/config.json").read_text().replace('"out_channels": 4', '"out_channels": 3')
     ),
     "another shape in the text encoder": lambda folder: (
         folder / "text_encoder/config.json"
@@ -158,6 +161,17 @@ def test_a_broken_pipeline_is_refused(pipeline_folder, make_config, tmp_path, ho
     folder = without(pipeline_folder, tmp_path / "copy", BROKEN[how])
     message = refused(make_config(SampleConfig, model=str(folder)), None)
     assert str(folder) in message
+
+
+def test_a_model_that_does_not_say_its_size_needs_one(pipeline_folder, make_config, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "copy")
+    settings = json.loads((folder / "unet/config.json").read_text())
+    del settings["sample_size"]
+    (folder / "unet/config.json").write_text(json.dumps(settings))
+    said = "The model does not say its size: give --height and --width."
+    assert refused(make_config(SampleConfig, model=str(folder), height=16), None) == said
+    sized = make_config(SampleConfig, model=str(folder), height=16, width=24)
+    assert load(sized).size == (16, 24)
 
 
 def test_a_hub_id_without_network_is_refused(make_config):

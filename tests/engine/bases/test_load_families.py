@@ -54,8 +54,10 @@ def test_a_folder_draws_what_its_pipeline_draws(family, family_folder):
 
 def test_everything_is_frozen_and_half_precision_is_not_for_the_decoder(family, family_folder):
     model = load(config(family_folder(family), precision="bf16"))
-    assert len(model.base.parts()) == 2 + len(model.base.family.encoders)
-    for part in model.base.parts():
+    with model.encoders.present():
+        encoders = model.base.encoders()
+    assert encoders.keys() == {*model.base.family.encoders}
+    for part in (model.base.network, model.pipeline.vae, *encoders.values()):
         assert not part.training
         assert not any(parameter.requires_grad for parameter in part.parameters())
     assert model.base.dtype == torch.bfloat16

@@ -41,7 +41,9 @@ def test_diffusers_draws_the_same_images(lora, structure, tmp_path, form):
     assert count(weights) == sum(
         ".lora_" in name for part in parts for name, _ in part.named_parameters()
     )
-    assert (images(pipeline) - images(model.pipeline)).abs().max() <= 1 / 255
+    with model.encoders.present(model.adapter.text):
+        ours = images(model.pipeline)
+    assert (images(pipeline) - ours).abs().max() <= 1 / 255
     assert (images(pipeline) - before).abs().max() > 0.01
 
 

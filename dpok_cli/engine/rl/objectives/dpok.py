@@ -188,7 +188,8 @@ class DPOK(Objective):
 
     def loss(self, batch: Transitions) -> Loss:
         """Return `dpok_loss` of a batch of transitions."""
-        config, texts = self.config, self.conditioning[batch.prompt]
+        config = self.config
+        texts = self.conditioning[batch.prompt].to(batch.latents.device)
         policy = self.sampler.policy(batch.latents, batch.step, texts)
         reference = self.sampler.reference(batch.latents, batch.step, texts)
         timesteps = self.sampler.denoising.timesteps[batch.step]

@@ -1,0 +1,39 @@
+"""Rewards that rest on the CPU while they do not score, so that the device has room for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dpok_cli.rewards.base import RewardModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def at_work(reward: RewardModel, rests: bool) -> Iterator[None]:
+    """Within the block a reward's networks are on its device; if it ``rests``, on the CPU after."""
+    for network in networks(reward):
+        network.to(reward.device)
+    try:
+        yield
+    finally:
+        if rests:
+            for network in networks(reward):
+                network.to("cpu")
+
+
+def networks(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
+    """Yield the networks among an object's attributes, and those of what it holds."""
+    from torch import nn
+
+    if isinstance(holder, nn.Module):
+        yield holder
+    elif isinstance(holder, list | tuple | dict):
+        for each in holder.values() if isinstance(holder, dict) else holder:
+            yield from networks(each, depth)
+    elif depth and hasattr(holder, "__dict__") and not isinstance(holder, type):
+        for each in vars(holder).values():
+            yield from networks(each, depth - 1)
