@@ -74,6 +74,20 @@ def print_settings(settings: TrainingConfig) -> None:
     console.say(to_toml(settings).rstrip(), console.out)
 
 
+def print_plan(settings: TrainingConfig) -> None:
+    """Print the memory that a training will need; raises InputError if it does not fit."""
+    from dpok_cli.engine.distributed import device_of, process_state
+    from dpok_cli.engine.training.plan import check_plan, plan_memory
+
+    device, state = device_of(settings.device), process_state(settings.device)
+    plan = plan_memory(settings, device, state.num_processes)
+    if state.is_main_process:
+        console.show(tables.plan_table([(each.name, each.parts) for each in plan.phases]))
+        for reward in plan.unknown:
+            console.say(f"Not counted: the weights of {reward}, which are not on this machine.")
+    check_plan(plan, settings, device, state.num_processes)
+
+
 class Job:
     """One training, from checked settings to a report: ``with Job(...) as job``.
 
@@ -124,6 +138,7 @@ class Job:
                 console.say(line)
         if self.existing:
             self._hold(self.existing, state)
+        run_on_main(self._plan, state)
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
@@ -191,6 +206,19 @@ class Job:
         tools, form = ("ComfyUI or A1111", "kohya") if has_unet else ("ComfyUI", "diffusers")
         export = f"dpok export {quoted(self.run)} --format {form}"
         console.say(f"For {tools}: {export}", console.out)
+
+    def _plan(self) -> None:
+        """Say what memory a large model will need; raises InputError if it does not fit."""
+        from dpok_cli.engine.distributed import device_of
+        from dpok_cli.engine.training.plan import check_plan, gigabytes, is_large, plan_memory
+
+        if not is_large(self.settings):
+            return
+        device = device_of(self.settings.device)
+        plan = plan_memory(self.settings, device, self.processes)
+        check_plan(plan, self.settings, device, self.processes)
+        most, has = gigabytes(plan.peak.total), gigabytes(plan.memory)
+        self._say(f"Memory: {most} of {has} to {plan.peak.name}; --plan shows all phases.")
 
     def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
         """Keep other commands from writing to the run; raises InputError if one does."""

@@ -15,6 +15,7 @@ def train_rl(
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     print_config: options.PrintConfig = False,
+    plan: options.Plan = False,
     prompts_file: options.PromptsFile = None,
     category: options.Category = None,
     resume: options.Resume = None,
@@ -40,6 +41,9 @@ def train_rl(
     )
     if print_config:
         _training.print_settings(settings)
+        return
+    if plan:
+        _training.print_plan(settings)
         return
     hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
     with _training.Job(settings, run, quiet) as job:

@@ -17,6 +17,7 @@ def train_sft(
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     print_config: options.PrintConfig = False,
+    plan: options.Plan = False,
     prompts_file: options.PromptsFile = None,
     category: options.Category = None,
     resume: options.Resume = None,
@@ -43,6 +44,9 @@ def train_sft(
     )
     if print_config:
         _training.print_settings(settings)
+        return
+    if plan:
+        _training.print_plan(settings)
         return
     settings = with_dataset(settings, resumed=bool(run))
     hint = "" if preset or config or flags["model"] or run else _training.BUNDLED

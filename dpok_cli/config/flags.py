@@ -48,6 +48,15 @@ PrintConfig = Annotated[
         "--print-config", help="Print all settings as TOML and exit.", rich_help_panel="Run"
     ),
 ]
+Plan = Annotated[
+    bool,
+    typer.Option(
+        "--plan",
+        help="Print the memory that each phase will need, from the model's configuration alone,"
+        " and exit.",
+        rich_help_panel="Run",
+    ),
+]
 PromptsFile = Annotated[
     PromptFile | None,
     typer.Option(

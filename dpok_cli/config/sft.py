@@ -14,6 +14,7 @@ class TrainSFTConfig(TrainingConfig):
     """`dpok train-sft`: the paper's baseline, reward-weighted supervised fine-tuning (Sec. 4.3)."""
 
     command: ClassVar[str] = "train-sft"
+    guided_updates = False
 
     images: int = setting(
         256, "Images", "Images drawn from the pre-trained model (M in the paper).", at_least(1)

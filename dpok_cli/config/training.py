@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dpok_cli.config.fields import Held, Rule, above, at_least, setting, within
 from dpok_cli.config.sampling import SamplingConfig, sampling_settings
@@ -36,6 +36,9 @@ class TrainingConfig(SamplingConfig):
 
     An optimizer step is on ``batch_size * gradient_accumulation`` examples, over all processes.
     """
+
+    #: Whether updates predict with classifier-free guidance, as rollouts do.
+    guided_updates: ClassVar[bool] = True
 
     rewards: tuple[str, ...] = setting(
         ("image-reward:model=tiny",),

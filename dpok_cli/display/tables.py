@@ -44,6 +44,16 @@ def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) 
     return table
 
 
+def plan_table(phases: Sequence[tuple[str, Mapping[str, int]]]) -> Table:
+    """Make the table of the memory in each phase; the parts are in bytes."""
+    names = list(dict.fromkeys(name for _, parts in phases for name in parts))
+    table = PlainTable("GB to", numbers=(*names, "total"))
+    for phase, parts in phases:
+        sizes = [f"{parts[name] / 1e9:.2f}" if name in parts else "" for name in names]
+        table.add_row(phase, *sizes, f"{sum(parts.values()) / 1e9:.2f}")
+    return table
+
+
 def evaluation_table(results: dict[str, Any]) -> Group:
     """Make the tables of an evaluation (results.json): one for each group of prompts.
 

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from dpok_cli.config import SamplingConfig, TrainingConfig
 from dpok_cli.engine.bases.base import Base
@@ -14,7 +12,7 @@ from dpok_cli.engine.bases.encoders import TextEncoders
 from dpok_cli.engine.bases.families import FAMILIES
 from dpok_cli.engine.bases.memory import check_memory
 from dpok_cli.engine.bases.model import DiffusionModel, base_of
-from dpok_cli.engine.bases.parts import PipelineFiles
+from dpok_cli.engine.bases.parts import PipelineFiles, silence_libraries
 from dpok_cli.engine.bases.source import check_source
 from dpok_cli.engine.distributed import device_of
 from dpok_cli.engine.lora.files import check_adapter, read_adapter
@@ -36,7 +34,7 @@ def load(
     if adapter is not None:
         check_adapter(adapter)
         lora = read_adapter(adapter)
-    _silence_libraries()
+    silence_libraries()
     device, files = device_of(config.device), PipelineFiles(config, family)
     pipeline = files.pipeline()
     base = base_of(pipeline)
@@ -62,13 +60,6 @@ def load(
         model.adapter.install(lora, str(adapter))
     check_memory(config, model)
     return model
-
-
-def _silence_libraries() -> None:
-    """Keep the libraries' progress bars and log lines off the terminal; errors are raised."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.set_verbosity(library.CRITICAL)
-        library.disable_progress_bar()
 
 
 def _free(device: torch.device) -> None:

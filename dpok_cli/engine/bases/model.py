@@ -18,8 +18,8 @@ from dpok_cli.engine.bases.encoders import TextEncoders
 from dpok_cli.engine.bases.families import FAMILIES, Family
 from dpok_cli.engine.lora.adapter import Adapter
 
-#: Pixels that are decoded or encoded at a time: 8 images of 512 x 512.
-PIXELS = 8 * 512**2
+#: Pixels that are decoded or encoded at a time: 2 images of 512 x 512.
+PIXELS = 2 * 512**2
 
 
 def base_class(family: Family) -> type[Base]:

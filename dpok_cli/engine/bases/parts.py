@@ -6,7 +6,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     DIFFUSERS_DEFAULT_PIPELINE_PATHS,
@@ -167,6 +169,13 @@ def read_network(configuration: str, name: str) -> nn.Module:
         if library == "diffusers":
             return cls.from_config(cls.load_config(configuration, subfolder=name))
         return cls(cls.config_class.from_pretrained(configuration, subfolder=name))
+
+
+def silence_libraries() -> None:
+    """Keep the libraries' progress bars and log lines off the terminal; errors are raised."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity(library.CRITICAL)
+        library.disable_progress_bar()
 
 
 def frozen(part: Any) -> Any:
