@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from dpok_cli.engine.bases.load import load
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.rl.loop import train_rl
 from dpok_cli.engine.rl.settings import TrainRLConfig
@@ -87,3 +88,32 @@ def test_a_hundred_times_the_beta_keeps_the_kl_five_times_lower(learner, make_co
         return list(train_rl(config, learner(), GREEN))[-1]["kl"]
 
     assert 0 < divergence(100 * TrainRLConfig().beta) < divergence(TrainRLConfig().beta) / 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_bf16_what_the_ratio_is_of_is_float32(family, family_folder, make_config, rl_loop):
+    config = make_config(
+        model=str(family_folder(family)),
+        precision="bf16",
+        guidance_scale=3.0,
+        height=16,
+        width=16,
+        num_inference_steps=5,
+        timestep_fraction=1.0,
+        batch_size=3,
+    )
+    model = load(config)
+    assert model.base.dtype == torch.bfloat16
+    loop = rl_loop(config, model, GREEN)
+    losses, loss = [], loop.objective.loss
+    loop.objective.loss = lambda batch: losses.append(loss(batch)) or losses[-1]
+    record = loop.advance(1)
+    kept = loop.buffer.examples
+    for values in (kept.latents, kept.next_latents, kept.log_prob, kept.advantage):
+        assert values.dtype == torch.float32
+    assert kept.latents.to(torch.bfloat16).float().ne(kept.latents).any()  # not rounded on the way
+    for one in losses:
+        assert {values.dtype for values in one.measured.values()} == {torch.float32}
+        assert one.loss.dtype == torch.float32
+    assert {each.dtype for each in model.adapter.parameters()} == {torch.float32}
+    assert record["ratio/first_max_dev"] <= 1e-3
