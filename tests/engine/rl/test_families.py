@@ -1,5 +1,7 @@
 """Online RL of every family: the reward rises, and beta keeps the adapter near the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -13,16 +15,18 @@ from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from support.families import FAMILIES, make
 
+#: With 16 images a round and a rate of 3e-2, SD v1 stopped halfway with one of three seeds; at 1e-2
+#: SDXL takes more than 20 rounds.
 LEARNING = dict(
     num_inference_steps=5,
-    samples_per_round=16,
+    samples_per_round=32,
     group_size=8,
-    sample_batch_size=16,
+    sample_batch_size=32,
     timestep_fraction=1.0,
     updates_per_round=4,
-    batch_size=20,
+    batch_size=40,
     ratio_clip=0.1,
-    learning_rate=3e-2,
+    learning_rate=2e-2,
 )
 
 
@@ -42,6 +46,8 @@ def learner(request):
 
     def make_learner():
         pipeline = make(request.param)
+        if request.param in ("sd35", "flux"):  # whose padding to 512 takes most of the time
+            pipeline.encode_prompt = partial(pipeline.encode_prompt, max_sequence_length=16)
         if request.param in ("sd15", "sdxl"):
             pipeline.scheduler = DDIMScheduler(
                 prediction_type="v_prediction",
