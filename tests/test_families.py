@@ -99,6 +99,8 @@ def test_what_a_family_cannot_do_is_refused_before_anything_is_made(dpok, model,
     if family != "sdxl":
         name = {"sd35": "Stable Diffusion 3 and 3.5", "flux": "FLUX.1"}[family]
         cases["--height=24"] = f"Error: --height 24: must be a multiple of 16 for {name}.\n"
+        said = f"the text encoder T5 of {name} overflows in it. Use --precision bf16.\n"
+        cases["--precision=fp16"] = f"Error: --precision fp16: {said}"
     if family == "flux":
         said = "FLUX.1 takes none, as its guidance is an input of the model.\n"
         cases["--negative-prompt=grey"] = f"Error: --negative-prompt: {said}"

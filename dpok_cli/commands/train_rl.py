@@ -25,7 +25,8 @@ def train_rl(
     """Fine-tune a text-to-image model with LoRA, from a reward, by online RL (DPOK).
 
     Presets: tiny (the bundled model, minutes on a CPU; its values are the defaults below), sd15
-    (the paper's run on Stable Diffusion v1.5, one prompt) and sd15-multi (many prompts).
+    (the paper's run on Stable Diffusion v1.5, one prompt), sd15-multi (many prompts), and sdxl,
+    sd35 and flux (Stable Diffusion XL, 3.5 medium and FLUX.1-dev on one GPU, after other papers).
 
     Example: dpok train-rl --prompt "a green colored rabbit"
     """

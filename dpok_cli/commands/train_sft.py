@@ -28,7 +28,8 @@ def train_sft(
 
     The images are drawn once from the pre-trained model, scored and kept; --dataset shares them
     between runs. Presets: tiny (the bundled model, minutes on a CPU; its values are the defaults
-    below) and sd15-sft, or sd15 (the paper's run on Stable Diffusion v1.5).
+    below), sd15-sft, or sd15 (the paper's run on Stable Diffusion v1.5), and sdxl, sd35 and flux
+    (Stable Diffusion XL, 3.5 medium and FLUX.1-dev on one GPU, untried).
 
     Example: dpok train-sft --prompt "a green colored rabbit"
     """

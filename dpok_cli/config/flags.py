@@ -28,7 +28,7 @@ MAX_SEEDS = 100_000
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Preset to start from: tiny, sd15, or another of this command's.",
+        help="Preset to start from: tiny, sd15, sdxl, sd35, flux, or another of this command's.",
         rich_help_panel="Run",
         metavar="NAME",
     ),

@@ -93,7 +93,7 @@ def test_the_files_preset_overrides_the_given_one(write):
         ("[train-rl.more]\nx = 3", "{file}: there is no table [more]."),
         ("train-rl = 3", "{file}: train-rl must be a table: [train-rl]."),
         ("train-sft = 3", "{file}: train-sft must be a table: [train-sft]."),
-        ("preset = 'sd51'", "{file}: there is no preset 'sd51' for train-rl. Did you mean 'sd15'"),
+        ("preset = 'sd51'", "{file}: there is no preset 'sd51' for train-rl. Did you mean 'sd35'"),
         ("preset = 'sd15-sft'", "{file}: there is no preset 'sd15-sft' for train-rl."),
         ("preset = 15", "{file}: there is no preset 15 for train-rl."),
         ("preset = ['sd15']", "{file}: there is no preset ['sd15'] for train-rl."),
@@ -116,7 +116,8 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_a_preset_that_is_not_there():
     assert refusal(SampleConfig, "sd15-multi") == (
-        "There is no preset 'sd15-multi' for sample. Did you mean 'sd15'? Known: sd15, tiny."
+        "There is no preset 'sd15-multi' for sample. Did you mean 'sd15'?"
+        " Known: flux, sd15, sd35, sdxl, tiny."
     )
 
 

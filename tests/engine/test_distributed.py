@@ -11,6 +11,7 @@ import pytest
 
 from dpok_cli.engine.distributed import process_state
 from dpok_cli.errors import InputError
+from support.families import NEWER
 from support.processes import free_port, ranks
 from support.waiting import wait_for
 
@@ -35,15 +36,19 @@ FORMS = {
     ),
     "kept buffer": dict(buffer_size=24, rounds=2, advantage="reward"),
 }
+#: A folder of FLUX.1 does not say which size it is of.
+SMALL = dict(height=16, width=16, num_inference_steps=5)
+CASES = {form: ("", changes) for form, changes in FORMS.items()}
+CASES |= {family: (family, SMALL) for family in NEWER}
 
 
 @pytest.fixture
 def launch(python, pipeline_folder):
     """Run the worker in so many processes that meet as launchers let them, until all end."""
 
-    def launch(count, output, changes):
+    def launch(count, output, changes, folder=pipeline_folder):
         output.mkdir()
-        task = (WORKER, pipeline_folder, output, json.dumps(changes))
+        task = (WORKER, folder, output, json.dumps(changes))
         started = [python(*task, environment=rank) for rank in ranks(count)]
         for process in started:
             process.wait()
@@ -56,8 +61,8 @@ def launch(python, pipeline_folder):
 def run(launch):
     """The same, where all must succeed; returns what each saw."""
 
-    def run(count, output, changes):
-        ended = launch(count, output, changes)
+    def run(count, output, *given):
+        ended = launch(count, output, *given)
         assert [process.code for process in ended] == [0] * count, [each.err for each in ended]
         return [json.loads((output / f"{rank}.json").read_text()) for rank in range(count)]
 
@@ -65,10 +70,12 @@ def run(launch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_two_processes_do_what_one_does(form, run, tmp_path):
-    (alone,) = run(1, tmp_path / "one", FORMS[form])
-    first, second = run(2, tmp_path / "two", FORMS[form])
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_do_what_one_does(case, run, family_folder, tmp_path):
+    family, changes = CASES[case]
+    given = (changes, family_folder(family)) if family else (changes,)
+    (alone,) = run(1, tmp_path / "one", *given)
+    first, second = run(2, tmp_path / "two", *given)
     assert [each["processes"] for each in (alone, first, second)] == [1, 2, 2]
 
     # Different noise in each, and together that of one alone.

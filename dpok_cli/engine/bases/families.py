@@ -16,6 +16,7 @@ class Family:
     targets: tuple[str, ...]  # the denoiser's layers that get a LoRA by default
     multiple: int  # height and width are multiples of it, in pixels
     optional: tuple[str, ...] = ()  # parts that a pipeline may lack
+    t5: str = ""  # the encoder that is a T5, which overflows in fp16
 
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -40,8 +41,9 @@ FAMILIES = {
         _JOINT,
         16,
         ("text_encoder_3", "tokenizer_3"),
+        t5="text_encoder_3",
     ),
-    "FluxPipeline": Family("FLUX.1", "flux", "transformer", _TWO, _JOINT, 16),
+    "FluxPipeline": Family("FLUX.1", "flux", "transformer", _TWO, _JOINT, 16, t5="text_encoder_2"),
 }
 
 

@@ -33,8 +33,9 @@ def is_file(model: str) -> bool:
 def check_source(config: SamplingConfig) -> str:
     """Return the class of a model's pipeline, a key of `FAMILIES`.
 
-    Raises InputError unless model, `model_config` and `vae` can be those of a pipeline. Of a hub
-    id, the small model_index.json is downloaded, unless this machine has it.
+    Raises InputError unless model, `model_config` and `vae` can be those of a pipeline, and the
+    pipeline can be used in `precision`. Of a hub id, the small model_index.json is downloaded,
+    unless this machine has it.
     """
     model = config.model
     if is_file(model):
@@ -54,6 +55,12 @@ def check_source(config: SamplingConfig) -> str:
         _check_suffix(Path(config.vae), "--vae")
     elif config.vae and not Path(config.vae).exists():
         _check_id(config.vae, "--vae")
+    family = FAMILIES[kind]
+    if config.precision == "fp16" and family.t5 and family.t5 not in left_out(model):
+        raise InputError(
+            f"--precision fp16: the text encoder T5 of {family.name} overflows in it. Use"
+            " --precision bf16."
+        )
     return kind
 
 

@@ -212,3 +212,23 @@ def test_no_torch_is_needed():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert printed.stdout == "[]\n", printed.stderr
+
+
+@pytest.mark.parametrize(("kind", "t5"), [("StableDiffusion3Pipeline", 3), ("FluxPipeline", 2)])
+def test_t5_is_not_used_in_fp16(kind, t5, tmp_path, on_this_machine):
+    parts = {f"text_encoder_{t5}": ["transformers", "T5EncoderModel"], "_class_name": kind}
+    folder = index(tmp_path / "model", **parts)
+    on_this_machine("some/model", **parts)
+    for model in (folder, "some/model"):
+        assert refused(model, precision="fp16") == (
+            f"--precision fp16: the text encoder T5 of {FAMILIES[kind].name} overflows in it."
+            " Use --precision bf16."
+        )
+        assert check(model, precision="bf16") == check(model, precision="fp32") == kind
+
+
+def test_what_has_no_t5_is_used_in_fp16(tmp_path):
+    kind, without = "StableDiffusion3Pipeline", {"text_encoder_3": [None, None]}
+    assert check(index(tmp_path / "sd3", _class_name=kind, **without), precision="fp16") == kind
+    for kind in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
+        assert check(index(tmp_path / kind, _class_name=kind), precision="fp16") == kind
