@@ -138,7 +138,8 @@ class Job:
                 console.say(line)
         if self.existing:
             self._hold(self.existing, state)
-        run_on_main(self._plan, state)
+        if planned := run_on_main(self._plan, state):
+            self._say(planned)
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
@@ -207,18 +208,18 @@ class Job:
         export = f"dpok export {quoted(self.run)} --format {form}"
         console.say(f"For {tools}: {export}", console.out)
 
-    def _plan(self) -> None:
-        """Say what memory a large model will need; raises InputError if it does not fit."""
+    def _plan(self) -> str:
+        """Return what memory a large model will need; raises InputError if it does not fit."""
         from dpok_cli.engine.distributed import device_of
         from dpok_cli.engine.training.plan import check_plan, gigabytes, is_large, plan_memory
 
         if not is_large(self.settings):
-            return
+            return ""
         device = device_of(self.settings.device)
         plan = plan_memory(self.settings, device, self.processes)
         check_plan(plan, self.settings, device, self.processes)
         most, has = gigabytes(plan.peak.total), gigabytes(plan.memory)
-        self._say(f"Memory: {most} of {has} to {plan.peak.name}; --plan shows all phases.")
+        return f"Memory: {most} of {has} to {plan.peak.name}; --plan shows all phases."
 
     def _hold(self, run: "RunFolder", ranks: "Ranks") -> None:
         """Keep other commands from writing to the run; raises InputError if one does."""

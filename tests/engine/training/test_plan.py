@@ -1,0 +1,229 @@
+"""The plan of a training's memory: what it counts, and what it says when there is too little."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from dpok_cli.config import TrainSFTConfig, resolve
+from dpok_cli.engine.bases.structure import PUBLISHED, size_of_denoiser, structure
+from dpok_cli.engine.rl.settings import TrainRLConfig
+from dpok_cli.engine.training import plan as module
+from dpok_cli.engine.training.plan import Phase, Plan, check_plan, plan_memory
+from dpok_cli.errors import InputError
+from support.families import FAMILIES, random_pipeline
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+#: Millions of weights (denoiser, text encoders), as the models' cards and papers have them.
+WEIGHTS = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (860, 123),
+    "stabilityai/stable-diffusion-xl-base-1.0": (2567, 818),
+    "stabilityai/stable-diffusion-3.5-medium": (2243, 5581),
+    "black-forest-labs/FLUX.1-dev": (11_901, 4885),
+}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of 10 GB."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
+    return GPU
+
+
+@pytest.fixture(params=FAMILIES)
+def settings(request, family_folder):
+    def make(kind=TrainRLConfig, **changes):
+        small = dict(height=16, width=16, samples_per_round=4, batch_size=4)
+        if kind is TrainSFTConfig:
+            del small["samples_per_round"]
+        folder = str(family_folder(request.param))
+        return kind(model=folder, prompts=("cat",), **small | changes)
+
+    return make
+
+
+def phases(plan):
+    return {phase.name: phase.parts for phase in plan.phases}
+
+
+# --------------------------------------------------------------------------- published models
+
+
+@pytest.mark.parametrize("model", WEIGHTS)
+def test_a_published_models_sizes(model):
+    config = TrainRLConfig(model=model, precision="bf16")
+    pipeline = structure(config)
+    denoiser, *encoders = (
+        sum(weight.numel() for weight in part.parameters()) // 10**6
+        for name, part in sorted(pipeline.components.items(), reverse=True)
+        if name in ("unet", "transformer") or name.startswith("text_encoder")
+        if part is not None
+    )
+    assert (denoiser, sum(encoders)) == pytest.approx(WEIGHTS[model], abs=2)
+    assert size_of_denoiser(config) == pytest.approx(2 * WEIGHTS[model][0] * 1e6, rel=1e-3)
+
+
+def test_the_published_configurations_are_those_of_the_recipe(tmp_path):
+    names = dict(zip(FAMILIES, WEIGHTS, strict=True))
+    for family, model in names.items():
+        random_pipeline.write_configuration(family, tmp_path / family)
+        kept = PUBLISHED / model.replace("/", "--")
+        files = sorted(file.relative_to(kept) for file in kept.rglob("*.json"))
+        assert files
+        for file in files:
+            ours, made = (json.loads((at / file).read_text()) for at in (kept, tmp_path / family))
+            for each in (ours, made):
+                for version in ("_diffusers_version", "transformers_version"):
+                    each.pop(version, None)
+            assert ours == made
+
+
+# ------------------------------------------------------------------------------ what is counted
+
+
+def test_the_parts_of_each_phase(settings, gpu):
+    config = settings(lora_rank=4)
+    parts = phases(plan_memory(config, gpu))
+    assert parts.keys() == {"encode the prompts", "draw", "decode", "score", "update"}
+    pipeline = structure(config)
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    for phase in ("draw", "decode", "score", "update"):
+        assert parts[phase]["denoiser"] == 4 * denoiser.num_parameters() + buffers(denoiser)
+        assert "text encoders" not in parts[phase]
+        assert parts[phase]["VAE"] == 4 * pipeline.vae.num_parameters()
+    assert "VAE" not in parts["encode the prompts"]  # it is not on the GPU then
+    assert parts["encode the prompts"]["text encoders"] > 0
+    assert parts["update"]["batch"] > parts["draw"]["batch"] / 2
+    two = phases(plan_memory(settings(lora_rank=8), gpu))
+    assert two["draw"]["adapter"] == 2 * parts["draw"]["adapter"] > 0
+
+
+def buffers(network):
+    return sum(each.numel() * each.element_size() for each in network.buffers())
+
+
+def test_what_each_setting_changes(settings, gpu):
+    parts = phases(plan_memory(settings(), gpu))
+
+    def changed(processes=1, **changes):
+        return phases(plan_memory(settings(**changes), gpu, processes))
+
+    assert changed(batch_size=8)["update"]["batch"] > 1.8 * parts["update"]["batch"]
+    assert changed(sample_batch_size=1)["draw"]["batch"] < 0.5 * parts["draw"]["batch"]
+    assert changed(gradient_checkpointing=True)["update"]["batch"] < parts["update"]["batch"]
+    assert changed(processes=2)["update"]["batch"] < 0.7 * parts["update"]["batch"]
+    half = changed(precision="bf16")
+    assert half["draw"]["denoiser"] <= 0.6 * parts["draw"]["denoiser"]
+    assert half["draw"]["VAE"] == parts["draw"]["VAE"]  # which stays in float32
+    offload = changed(offload=True)
+    assert "VAE" not in offload["draw"]
+    assert offload["decode"]["VAE"] == parts["decode"]["VAE"]
+
+
+def test_supervised_updates_have_no_second_row_for_guidance(settings, gpu):
+    plans = [phases(plan_memory(settings(kind), gpu)) for kind in (TrainRLConfig, TrainSFTConfig)]
+    rl, sft = (each["update"]["batch"] for each in plans)
+    if "flux" in settings().model:
+        assert sft == rl
+    else:
+        assert sft < 0.7 * rl
+
+
+def test_the_rewards_files_are_counted_or_named(settings, gpu):
+    plan = plan_memory(settings(rewards=("image-reward:model=tiny",)), gpu)
+    assert plan.unknown == ()
+    assert phases(plan)["score"]["rewards"] > 10**6
+    assert plan_memory(settings(rewards=("image-reward",)), gpu).unknown == ("image-reward",)
+
+
+# ---------------------------------------------------------------------------------- too little
+
+
+def test_what_helps_is_said_and_does_help(monkeypatch):
+    """Stable Diffusion v1.5 on a GPU of 10 GB."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
+    config = resolve(TrainRLConfig, "sd15", rewards=("jpeg-compressibility",), batch_size=12)
+    plan = plan_memory(config, GPU)
+    assert not plan.fits
+    with pytest.raises(InputError) as raised:
+        check_plan(plan, config, GPU)
+    said = str(raised.value)
+    assert said.startswith("The training needs ")
+    assert " GB to update, and cuda:0 has 10.0 GB. Give --gradient-checkpointing" in said
+    helped = resolve(
+        TrainRLConfig,
+        "sd15",
+        rewards=("jpeg-compressibility",),
+        batch_size=12,
+        gradient_checkpointing=True,
+    )
+    assert ("--batch-size" in said) == (not plan_memory(helped, GPU).fits)
+
+
+def test_a_model_that_fits_nowhere_is_refused_with_its_largest_part(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 600_000_001))
+    config = settings(offload=True, precision="bf16")
+    with pytest.raises(InputError, match=r"use a smaller model, a smaller --height and --width"):
+        check_plan(plan_memory(config, GPU), config, GPU)
+
+
+def test_a_plan_that_fits_says_nothing(settings):
+    plan = Plan((Phase("draw", {"denoiser": 5}), Phase("update", {"denoiser": 7})), 7, ())
+    assert (plan.peak.name, plan.fits) == ("update", True)
+    check_plan(plan, settings(), CPU)
+
+
+# ------------------------------------------------------------------------------- the commands
+
+
+@pytest.mark.parametrize("command", ["train-rl", "train-sft"])
+def test_the_plan_is_a_table_and_needs_no_weights(dpok, family_folder, tmp_path, command):
+    folder = shutil.copytree(family_folder("sdxl"), tmp_path / "model")
+    for file in folder.rglob("*.safetensors"):
+        file.unlink()
+    result = dpok(command, "--prompt=cat", "--model=model", "--device=cpu", "--plan")
+    assert (result.code, result.err) == (0, "")
+    header, *rows = result.out.splitlines()
+    assert header.split()[-2:] == ["batch", "total"]
+    assert [row.split("  ")[0] for row in rows] == [
+        "encode the prompts",
+        "draw",
+        "decode",
+        "score",
+        "update",
+    ]
+    assert all(float(row.split()[-1]) > 0.1 for row in rows)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_hub_id_whose_configuration_is_unknown_is_refused(dpok, tmp_path):
+    result = dpok("train-rl", "--prompt=cat", "--model=nobody/nothing", "--plan")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("Error: Cannot load the model nobody/nothing: ")
+    assert len(result.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_model_is_planned_before_a_run(dpok, family_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "LARGE", 1)
+    given = f"--prompt=cat --device=cpu --model={family_folder('sd15')} --rounds=1 --tracker="
+    small = "--samples-per-round=2 --batch-size=2 --num-inference-steps=2 --evaluation-samples=0"
+    result = dpok("train-rl", *given.split(), *small.split(), "--reward=jpeg-compressibility")
+    assert result.code == 0, result.err
+    assert " GB to draw; --plan shows all phases." in result.err
+    monkeypatch.setattr(module, "LARGE", 10**12)
+    result = dpok("train-rl", *given.split(), *small.split(), "--reward=jpeg-compressibility")
+    assert "Memory:" not in result.err
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
+    dpok, family_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(module, "LARGE", 1)
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: type("M", (), {"total": 1}))
+    given = f"--prompt=cat --device=cpu --model={family_folder('sd15')} --rounds=1"
+    result = dpok("train-rl", *given.split(), "--reward=jpeg-compressibility")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("Error: The training needs ")
+    assert list(tmp_path.iterdir()) == []
