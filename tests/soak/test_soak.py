@@ -100,8 +100,8 @@ def of_command(world: World, done: Command) -> Iterator[str]:
     silent = action.streams.err or (code == 1 and action.streams.out == "broken")
     if code in (1, 2) and not silent and not re.search("^Error: ", err, re.M):
         yield f"exit code {code} without its reason: {err[-300:]!r}"
-    ended = "Stopped; resume with:" in err or action.is_complete(world)
-    if code in (-1, -2, -15) and "Run folder:" in err and not ended:
+    began = "Run folder:" in err and "Stopped; resume with:" not in err
+    if code in (-1, -2, -15) and began and not action.is_complete(world):
         yield f"a signal ended it with nothing saved: {err[-300:]!r}"
     if code == 0:
         if action.streams.out == "full":
