@@ -138,13 +138,12 @@ class Job:
                 console.say(line)
         if self.existing:
             self._hold(self.existing, state)
-        if planned := run_on_main(self._plan, state):
-            self._say(planned)
+        self.say(run_on_main(self._plan, state))
         with advice_when_full(settings, processes=self.processes):
             self.model = load(settings)
             # Before the run folder is made, since steps or adapter may not fit the model.
-            for drawing in (settings, settings.for_evaluation()):
-                Sampler(self.model, drawing)
+            self.sampler = Sampler(self.model, settings)
+            Sampler(self.model, settings.for_evaluation())
             self.model.adapter.start(settings, self.existing)
             self.reward = build(
                 settings.rewards,
@@ -171,14 +170,14 @@ class Job:
         stop = Stop(self._tell_stop, lambda: console.log.has_lost_reader)
         try:
             with advice_when_full(self.settings, self.resume, self.processes), stop:
-                self._say(f"Run folder: {self.run.path}")  # from here on signals are handled
+                self.say(f"Run folder: {self.run.path}")  # from here on signals are handled
                 try:
                     with view:
                         yield stop
                 finally:
                     self._plot(view)
                 if stop.requested():
-                    self._say(f"Stopped; resume with: {self.resume}")
+                    self.say(f"Stopped; resume with: {self.resume}")
                     raise typer.Exit(stop.exit_code)
         except InputError:  # the run cannot begin, or cannot be resumed, and is left as it is
             if self.existing is None and self.is_main:
@@ -245,10 +244,11 @@ class Job:
             plot_metrics(history, view.measures, view.unit, self.run.plots / "metrics.png")
 
     def _tell_stop(self) -> None:
-        self._say("Stopping at the next safe point; repeat to stop at once.")
+        self.say("Stopping at the next safe point; repeat to stop at once.")
 
-    def _say(self, line: str) -> None:
-        if not self.quiet:
+    def say(self, line: str) -> None:
+        """Print a line, if it is not empty, on rank 0 and unless the command is quiet."""
+        if line and not self.quiet:
             console.say(line)
 
 

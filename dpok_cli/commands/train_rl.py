@@ -49,6 +49,7 @@ def train_rl(
     hint = "" if preset or config or flags["model"] or run else _training.BUNDLED
     with _training.Job(settings, run, quiet) as job:
         job.load(hint, batch_arithmetic(settings))
+        job.say(noiseless_steps(settings, len(job.sampler.denoising.stochastic)))
         from dpok_cli.engine.rl.loop import train_rl as rounds
 
         measures = rl_measures(settings.objective_class)
@@ -73,4 +74,18 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
         f"{buffer}, in {settings.updates_per_round} updates of {batch * accumulation}{parts}."
         f" Rounds: {settings.rounds}, with {settings.rounds * images} images and"
         f" {settings.rounds * settings.updates_per_round} updates in all."
+    )
+
+
+def noiseless_steps(settings: TrainRLConfig, noisy: int) -> str:
+    """Say how many transitions a round really has, if just so many steps have noise."""
+    steps = settings.num_inference_steps
+    if noisy == steps:
+        return ""
+    from dpok_cli.engine.rl.rollout import steps_kept
+
+    fresh = settings.samples_per_round * steps_kept(noisy, settings.timestep_fraction)
+    return (
+        f"With this model {steps - noisy} of the {steps} steps have no noise, so they are not"
+        f" trained on: a round has {fresh} transitions."
     )

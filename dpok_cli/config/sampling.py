@@ -75,13 +75,14 @@ class SamplingConfig(BaseConfig):
     guidance_scale: float = setting(
         3.0,
         "Sampling",
-        "Classifier-free guidance scale; 1 or less turns guidance off.",
+        "Guidance scale. Classifier-free guidance is off at 1 or less; for FLUX.1 it is an input of"
+        " the model.",
         at_least(0),
     )
     eta: float = setting(
         1.0,
         "Sampling",
-        "Noise of the DDIM sampler: 0 is deterministic, 1 is as noisy as DDPM.",
+        "Noise of the sampler: 0 is deterministic, 1 is as noisy as DDPM.",
         within(0, 1),
     )
     negative_prompt: str = setting("", "Prompts", "Negative prompt for classifier-free guidance.")

@@ -9,6 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+CONVOLUTIONS = (
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.convolution_backward.default,
+)
+
 
 def without_values(*networks: nn.Module) -> FakeTensorMode:
     """Return a context in which tensors have shapes and no values, so computing takes no memory.
@@ -36,9 +41,14 @@ def _like(tensor: Tensor) -> Tensor:
 class Live(TorchDispatchMode):
     """Counts the bytes of the tensors that live at once, of those made in a ``with`` block."""
 
-    def __init__(self, *networks: nn.Module):
-        """The weights of ``networks`` are not counted."""
+    def __init__(self, *networks: nn.Module, reorders: bool = False):
+        """The weights of ``networks`` are not counted.
+
+        With ``reorders`` the tensors of a convolution are there twice while it computes, as on the
+        CPU, where oneDNN has them in a layout of its own.
+        """
         super().__init__()
+        self.reorders = reorders
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
         for network in networks:
@@ -49,9 +59,12 @@ class Live(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        for each in tree_leaves(result):
-            if isinstance(each, Tensor):
-                self._add(each)
+        made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        for each in made:
+            self._add(each)
+        if self.reorders and function in CONVOLUTIONS:
+            given = [each for each in tree_leaves(args) if isinstance(each, Tensor)]
+            self.peak = max(self.peak, self.now + sum(each.nbytes for each in given + made))
         return result
 
     def _add(self, tensor: Tensor) -> None:

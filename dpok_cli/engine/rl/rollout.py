@@ -86,6 +86,11 @@ def rollout(
         yield Trajectories(rows, torch.stack(path, 1), likely, images)
 
 
+def steps_kept(stochastic: int, fraction: float) -> int:
+    """Return how many of a trajectory's stochastic steps are trained on."""
+    return max(1, round(fraction * stochastic))
+
+
 def choose_steps(
     samples: int,
     stochastic: Tensor,
@@ -99,7 +104,7 @@ def choose_steps(
     and at least one step per trajectory is taken. ``choice`` says whether they are the "noisiest"
     for all trajectories, or "random" for each.
     """
-    kept = max(1, round(fraction * len(stochastic)))
+    kept = steps_kept(len(stochastic), fraction)
     if choice == "noisiest":
         return stochastic[:kept].expand(samples, kept)
     order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)

@@ -100,7 +100,7 @@ def plan_memory(config: TrainingConfig, device: torch.device, processes: int = 1
     }
     if on_cpu or not config.offload:
         always |= vae | rewards
-    batches = _Batches(model, config, processes)
+    batches = _Batches(model, config, processes, on_cpu)
     phases = (
         Phase(
             "encode the prompts",
@@ -202,8 +202,9 @@ def _samples(config: TrainingConfig, model: DiffusionModel) -> int:
 class _Batches:
     """Dry runs of a batch of each phase; each returns the bytes it needs besides weights."""
 
-    def __init__(self, model: DiffusionModel, config: TrainingConfig, processes: int):
+    def __init__(self, model: DiffusionModel, config: TrainingConfig, processes: int, on_cpu: bool):
         """The weights of ``model``, on the meta device, have no values from here on."""
+        self.on_cpu = on_cpu
         self.model, self.dtype = model, DTYPES[config.precision]
         images = max(1, *(each.images for each in config.held()))
         self.drawn = min(config.sample_batch_size, -(-images // processes))
@@ -219,14 +220,14 @@ class _Batches:
         """A denoising step of a rollout."""
         with self.mode, torch.no_grad():
             latents, step, texts = self._rows(self.drawn)
-            with Live(*self.networks) as live:
+            with self._live() as live:
                 self.sampler.policy(latents, step, texts)
         return live.peak
 
     def decode(self) -> int:
         with self.mode:
             latents, _, _ = self._rows(self.drawn)
-            with Live(*self.networks) as live:
+            with self._live() as live:
                 self.model.decode(latents)
         return live.peak
 
@@ -234,12 +235,15 @@ class _Batches:
         """The policy, the reference, and the gradients."""
         with self.mode:
             latents, step, texts = self._rows(self.trained)
-            with Live(*self.networks) as live:
+            with self._live() as live:
                 policy = self.updater.policy(latents, step, texts)
                 reference = self.updater.reference(latents, step, texts)
                 loss = policy.log_prob(latents) + policy.kl(reference, "epsilon")
                 loss.mean().backward()
         return live.peak
+
+    def _live(self) -> Live:
+        return Live(*self.networks, reorders=self.on_cpu)
 
     def _sampler(self, config: TrainingConfig) -> Sampler:
         dtype, half = self.dtype, self.dtype != torch.float32

@@ -35,6 +35,18 @@ def test_weights_are_not_counted():
     assert live.peak == 2 * 3 * FLOAT  # what goes in and what comes out
 
 
+def test_a_convolution_on_the_cpu_has_its_tensors_twice():
+    network = nn.Conv2d(2, 3, 1, bias=False)
+    sizes = [FLOAT * size for size in (5 * 2 * 4 * 4, 3 * 2, 5 * 3 * 4 * 4)]  # in, weight, out
+    peaks = []
+    for reorders in (False, True):
+        image = torch.zeros(5, 2, 4, 4)
+        with Live(network, reorders=reorders) as live, torch.no_grad():
+            network(image)
+        peaks.append(live.peak)
+    assert peaks == [sizes[2], sizes[2] + sum(sizes)]
+
+
 def test_what_a_backward_pass_needs_is_kept():
     network = nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 1))
     with Live(network) as live:
