@@ -26,6 +26,9 @@ class Gaussian:
     mean: Tensor  # (B, C, H, W), float32
     std: Tensor  # (B, 1, 1, 1), float32
 
+    def __getitem__(self, rows: slice) -> "Gaussian":
+        return Gaussian(self.output[rows], self.mean[rows], self.std[rows])
+
     def log_prob(self, sample: Tensor) -> Tensor:
         """Return the log-density of ``sample`` (B, C, H, W) per latent element, (B,)."""
         return log_prob(sample, self.mean, self.std)

@@ -169,6 +169,33 @@ def test_the_loss_is_that_of_the_settings(
         assert changed.loss.item() != pytest.approx(loss.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
+def test_without_beta_the_kl_is_measured_on_some(
+    kl, rl_loop, make_model, make_config, green, shake
+):
+    """One transition in eight goes through the reference, and the loss has nothing of it."""
+    config = make_config(beta=0.0, kl=kl, samples_per_round=9, batch_size=9, updates_per_round=1)
+    loop = rl_loop(config, make_model(**GENTLE), green)
+    loop.advance(1)
+    shake(loop.sampler.model, size=0.02)
+    batch = loop.buffer.examples[torch.arange(9)]
+    before = loop.session.denoiser.evaluations
+    found = loop.objective.loss(batch)
+    assert loop.session.denoiser.evaluations - before == 9 + 2
+    rows = torch.tensor([0, 8])
+    texts = loop.conditioning[batch.prompt[rows]]
+    policy, reference = (
+        draw(batch.latents[rows], batch.step[rows], texts)
+        for draw in (loop.sampler.policy, loop.sampler.reference)
+    )
+    expected = policy.kl(reference, kl).mean().item()
+    assert found.measured["kl"].item() == pytest.approx(expected, rel=1e-3)
+    assert expected > 1e-6
+    config = make_config(beta=0.0, kl=kl, alpha=1e-30)
+    small = rl_loop(config, loop.sampler.model, green)
+    assert abs(small.objective.loss(batch).loss.item()) < 1e-20
+
+
 # --------------------------------------------------------------------------------------- advantages
 
 
