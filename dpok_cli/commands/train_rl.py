@@ -80,7 +80,7 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
 def noiseless_steps(settings: TrainRLConfig, noisy: int) -> str:
     """Say how many transitions a round really has, if just so many steps have noise."""
     steps = settings.num_inference_steps
-    if noisy == steps:
+    if noisy in (0, steps):  # without any there is nothing to train, which is refused
         return ""
     from dpok_cli.engine.rl.rollout import steps_kept
 

@@ -38,7 +38,9 @@ def load(
     device, files = device_of(config.device), PipelineFiles(config, family)
     pipeline = files.pipeline()
     base = base_of(pipeline)
-    base.latent_shape(config.height, config.width)  # before minutes of loading
+    # Before minutes of loading.
+    shape = base.latent_shape(config.height, config.width)
+    base.schedule(config.num_inference_steps, shape)
     _check_channels(base, config.model)
 
     def read_encoders() -> dict[str, Any]:
