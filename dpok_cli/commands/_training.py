@@ -185,6 +185,8 @@ class Job:
             raise
         except KeyboardInterrupt:
             console.say(f"Interrupted; resume with: {self.resume}")
+            if not stop.signal:  # a reward's own
+                raise
             raise typer.Exit(stop.exit_code) from None
 
     def report(self) -> None:
