@@ -6,6 +6,7 @@ it. What must hold follows from the folder as it is just before the command.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -13,6 +14,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from soak.files import strict
 from soak.odd import BAD, NAMES, PLACES, PROMPTS
@@ -127,6 +129,15 @@ class Training(Action):
         yield from results(done, "Adapter: ")
 
 
+def is_set_of(settings: dict[str, Any], folder: Path) -> bool:
+    """Whether an image set was drawn for a run with these settings."""
+    try:
+        made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return made.get("prompts") == list(settings["prompts"])
+
+
 class Resume(Action):
     """A run that is resumed, whatever became of it, perhaps for more rounds."""
 
@@ -154,6 +165,8 @@ class Resume(Action):
         asked = max(1, self.run.length + self.more) if self.more else settings[unit]
         self.length = asked
         self.codes = {0} if asked >= done and not untold else {2}
+        if (shared := settings.get("dataset")) and not is_set_of(settings, Path(shared)):
+            self.codes |= {2}  # another run has filled the folder since, or it was removed
 
     def is_complete(self, world: World) -> bool:
         return len(records(world.path(self.run.where) / "metrics.jsonl")) >= self.length

@@ -73,7 +73,8 @@ def of_both(done: list[Command]) -> Iterator[str]:
         return
     one, other = (each.action for each in done)
     codes = [each.code for each in done]
-    if one.once and one.writes == other.writes and codes == [0, 0]:
+    # A resume may follow a new run that has ended by then.
+    if one.once and other.once and one.writes == other.writes and codes == [0, 0]:
         yield f"both wrote {one.writes}"
     if str(one) == str(other) and one.codes == other.codes == {0} and 0 not in codes:
         yield f"neither of two succeeded: {codes}"
