@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
+from dpok_cli.engine.lora.export import write_diffusers
 from dpok_cli.engine.lora.files import read_adapter
+from dpok_cli.engine.lora.weights import Layer
 from support.families import NEWER
 from support.rewards import Redness
 
@@ -96,6 +99,25 @@ def test_supervised_fine_tuning_from_an_adapter(dpok, model, tmp_path):
     one, two = (read_adapter(tmp_path / f"runs/{name}/adapter") for name in ("one", "two"))
     assert [part.keys() for part in one.values()] == [part.keys() for part in two.values()]
     assert dpok("train-rl", "--resume=two", "--rounds=2", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("command", ["sample", "train-rl"])
+def test_an_adapter_of_another_text_encoder_is_refused_before_anything_is_made(
+    dpok, family_folder, tmp_path, command
+):
+    layer = Layer(torch.zeros(2, 5), torch.zeros(16, 2), 2.0)
+    name = "text_model.encoder.layers.0.self_attn.q_proj"
+    write_diffusers({"text_encoder": {name: layer}}, tmp_path / "mine.safetensors")
+    given = {"sample": ["--adapter=mine.safetensors", "--output=drawn"], "train-rl": TRAIN}[command]
+    more = ["--init-adapter=mine.safetensors"] if command == "train-rl" else []
+    model = f"--model={family_folder('sdxl')}"
+    result = dpok(command, *DRAW, *given, *more, model)
+    assert result.code == 2
+    said = result.err.splitlines()[-1]
+    assert said.startswith(
+        "Error: The adapter mine.safetensors does not fit this model: its weight"
+    )
+    assert [each.name for each in tmp_path.iterdir()] == ["mine.safetensors"]
 
 
 def test_what_a_family_cannot_do_is_refused_before_anything_is_made(dpok, model, family, tmp_path):

@@ -65,7 +65,7 @@ def _with_adapter(settings: Training, given: dict[str, Any]) -> Training:
 
     known = adapter_settings(Path(settings.init_adapter), "--init-adapter")
     if set(known.get("lora_targets", ())) == set(settings.lora_targets):
-        del known["lora_targets"]
+        known.pop("lora_targets", None)
     free = {key: value for key, value in known.items() if given.get(key) in (None, [])}
     return replace(settings, **free)
 
@@ -145,6 +145,7 @@ class Job:
             self.sampler = Sampler(self.model, settings)
             Sampler(self.model, settings.for_evaluation())
             self.model.adapter.start(settings, self.existing)
+            self.model.encode(settings.prompts, settings.negative_prompt)
             self.reward = build(
                 settings.rewards,
                 self.model.device,

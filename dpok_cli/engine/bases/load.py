@@ -49,9 +49,9 @@ def load(
         return {name: encoder.to(device) for name, encoder in found.items()}
 
     encoders = TextEncoders(base, read_encoders)
+    prompts = config.prompts if prompts is None else prompts
     with encoders.present():
-        if prompts := config.prompts if prompts is None else prompts:
-            encoders.encode(prompts, config.negative_prompt)
+        encoders.encode(prompts, config.negative_prompt)
         if isinstance(config, TrainingConfig):
             encoders.fingerprint()  # which its checkpoints have
     _free(device)
@@ -60,6 +60,7 @@ def load(
     model = DiffusionModel(pipeline, config.height, config.width, encoders, config.offload)
     if adapter is not None:
         model.adapter.install(lora, str(adapter))
+        model.encode(prompts, config.negative_prompt)  # parts of text encoders may not fit
     check_memory(config, model)
     return model
 
