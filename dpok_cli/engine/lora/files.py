@@ -60,6 +60,8 @@ _TRANSFORMER = (
     "pos_embed.",
     "x_embedder.",
     "context_embedder.",
+    "img_in.",
+    "txt_in.",
     "time_text_embed.",
     "norm_out.",
     "proj_out.",

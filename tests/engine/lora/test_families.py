@@ -13,7 +13,7 @@ from dpok_cli.engine.lora.ldm import ldm_name
 from dpok_cli.engine.lora.weights import Layer, count
 from dpok_cli.errors import InputError
 from engine.lora.conftest import equal
-from support.families import NEWER, make, make_sdxl
+from support.families import NEWER, guidance, make, make_sdxl
 from support.ldm import unet_name
 
 #: Of different kinds, some of which diffusers has old names for, and some not.
@@ -28,6 +28,7 @@ MIXED = {
         "attn2.to_k",
     ],
     "flux": ["attn.to_q", "attn.add_q_proj", "ff.net.2", "proj_mlp", "x_embedder"],
+    "qwen": ["attn.to_q", "attn.add_q_proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "img_in"],
 }
 
 
@@ -71,7 +72,7 @@ def text_lora():
 
 def image(pipeline):
     generator = torch.Generator().manual_seed(0)
-    given = dict(num_inference_steps=3, guidance_scale=3.0, height=16, width=16)
+    given = dict(num_inference_steps=3, height=16, width=16) | guidance(pipeline, 3.0)
     return pipeline("cat", **given, generator=generator, output_type="pt").images[0]
 
 
@@ -92,7 +93,7 @@ def test_the_default_layers_are_all_of_attention(family):
         and not (family == "sd35" and ".attn2." in name)  # of its first blocks only
     }
     assert layers.keys() == expected
-    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11}[family]
+    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11, "qwen": 16}[family]
 
 
 def test_a_layer_that_the_denoiser_has_not_is_refused(family):
@@ -241,7 +242,7 @@ def test_an_adapter_of_sdxl_is_known_by_its_layers(trained, tmp_path):
 # ---------------------------------------------------------------------------------- flow matching
 
 
-@pytest.mark.parametrize("family", ["sd35", "flux"])
+@pytest.mark.parametrize("family", [each for each in NEWER if each != "sdxl"])
 def test_kohyas_form_is_not_written_for_flow_matching(trained, family, tmp_path):
     lora = trained(family).adapter.weights()
     with pytest.raises(InputError) as caught:
