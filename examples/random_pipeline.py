@@ -2,10 +2,10 @@
 
     python examples/random_pipeline.py sdxl FOLDER --size full
 
-Families: sd15, sdxl, sd35 (SD 3.5 medium), flux (FLUX.1-dev), qwen (Qwen-Image).
-It generates noise. With ``--size full`` it has the real size, in half precision, so that memory and
-speed can be measured without downloading a checkpoint; with ``--size tiny`` it is made in a second,
-to try the commands:
+Families: sd15, sdxl, sd35 (SD 3.5 medium), flux (FLUX.1-dev), qwen (Qwen-Image), zimage
+(Z-Image-Turbo). It generates noise. With ``--size full`` it has the real size, in half precision,
+so that memory and speed can be measured without downloading a checkpoint; with ``--size tiny`` it
+is made in a second, to try the commands:
 
     dpok train-rl --model FOLDER --prompt "a green colored rabbit" --reward jpeg-compressibility \\
         --rounds 1 --samples-per-round 2 --num-inference-steps 2 --batch-size 1 --precision bf16 \\
@@ -319,7 +319,7 @@ def qwen(tiny: bool, without_t5: bool = False) -> Any:
     rope = dict(rope_type="default", rope_theta=1e6, mrope_section=sections)
     first = len(words) - 3  # the special tokens
     ends = dict(bos_token_id=first, eos_token_id=first, pad_token_id=first)
-    text |= dict(max_position_embeddings=128_000, rope_parameters=rope, **ends)
+    text |= dict(rms_norm_eps=1e-6, max_position_embeddings=128_000, rope_parameters=rope, **ends)
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
     pipeline = diffusers.QwenImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
@@ -335,12 +335,56 @@ def qwen(tiny: bool, without_t5: bool = False) -> Any:
     return pipeline
 
 
+def zimage(tiny: bool, without_t5: bool = False) -> Any:
+    words = qwen_tokenizer(259 if tiny else 151_669)
+    words.chat_template = (
+        "{% for each in messages %}<|im_start|>{{ each.role }}\n{{ each.content }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>assistant\n"
+    )
+    # Of Qwen3 4B.
+    text: dict[str, Any] = dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36)
+    text |= dict(num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=151_936)
+    sizes: dict[str, Any] = dict(axes_lens=[1536, 512, 512])
+    if tiny:
+        text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+        text |= dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+        text |= dict(vocab_size=len(words))
+        sizes = dict(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[8, 4, 4],
+            axes_lens=[512, 64, 64],
+        )
+    first = len(words) - 3  # the special tokens
+    ends = dict(bos_token_id=first, eos_token_id=first, pad_token_id=first)
+    rope = dict(rope_type="default", rope_theta=1e6)
+    config = transformers.Qwen3Config(
+        max_position_embeddings=40_960, rope_parameters=rope, **text, **ends
+    )
+    pipeline = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(tiny, 1024, 16, scaling_factor=0.3611, shift_factor=0.1159, **PLAIN),
+        text_encoder=transformers.Qwen3Model(config),
+        tokenizer=words,
+        transformer=diffusers.ZImageTransformer2DModel(**sizes),
+    )
+    if tiny:
+        pipeline.default_sample_size = 8  # which its configuration does not have
+    return pipeline
+
+
 FAMILIES: dict[str, Callable[..., Any]] = {
     "sd15": sd15,
     "sdxl": sdxl,
     "sd35": sd35,
     "flux": flux,
     "qwen": qwen,
+    "zimage": zimage,
 }
 
 

@@ -16,6 +16,7 @@ NAMES = {
     "sd35": ("Stable Diffusion 3 and 3.5", "T5"),
     "flux": ("FLUX.1", "T5"),
     "qwen": ("Qwen-Image", "Qwen2.5-VL"),
+    "zimage": ("Z-Image", "Qwen3"),
 }
 TRAIN = (
     "--reward=redness --samples-per-round=4 --batch-size=3 --updates-per-round=2 --lora-rank=2"

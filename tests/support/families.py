@@ -27,6 +27,8 @@ def guidance(pipeline: Any, scale: float) -> dict[str, Any]:
     """Return how the pipeline's own call takes guidance, without a negative prompt."""
     if type(pipeline).__name__ == "QwenImagePipeline":
         return {"true_cfg_scale": scale, "negative_prompt": " "}
+    if type(pipeline).__name__ == "ZImagePipeline":
+        return {"guidance_scale": scale - 1}  # its 0 is none
     return {"guidance_scale": scale}
 
 

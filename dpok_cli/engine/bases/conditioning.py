@@ -44,6 +44,12 @@ class Text:
         mask = self.mask.unsqueeze(2)
         return (embeds * mask).sum(dim=1) / mask.sum(dim=1)
 
+    def rows(self) -> list[Tensor]:
+        """Return the embeddings of each prompt's tokens, (L, D)."""
+        if self.mask is None:
+            return list(self.embeds)
+        return [row[mask] for row, mask in zip(self.embeds, self.mask, strict=True)]
+
     def trimmed(self) -> Text:
         """Return the same without what no row has a token in, at the end."""
         if self.mask is None:

@@ -63,6 +63,15 @@ FAMILIES = {
         vae="AutoencoderKLQwenImage",
         overflows=("text_encoder", "Qwen2.5-VL"),
     ),
+    "ZImagePipeline": Family(
+        "Z-Image",
+        "z_image",
+        "transformer",
+        _ONE,
+        tuple(f"attention.{layer}" for layer in _ATTENTION),
+        16,
+        overflows=("text_encoder", "Qwen3"),
+    ),
 }
 
 

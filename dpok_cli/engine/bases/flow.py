@@ -34,7 +34,12 @@ class FlowBase(Base):
 
     def kept(self, latent_shape: tuple[int, int, int]) -> int:
         """The tokens before a block's MLP, and in it, where they are four times as wide."""
-        return 5 * self.tokens(latent_shape) * int(self.network.inner_dim)
+        return 5 * self.tokens(latent_shape) * self.width
+
+    @property
+    def width(self) -> int:
+        """The width of a token within the denoiser."""
+        return self.network.inner_dim
 
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         scheduler = copy.deepcopy(self.scheduler)

@@ -68,3 +68,8 @@ def test_guidance_with_a_negative_prompt_of_another_length():
     doubled = Conditioning(text(2, 1), text(3)).doubled()
     assert doubled.mask.sum(dim=1).tolist() == [3, 3, 2, 1]
     assert doubled.embeds[:, 0, 0].tolist() == [1, 1, 1, 1]
+
+
+def test_the_tokens_of_each_prompt_alone():
+    assert [row[:, 0].tolist() for row in text(1, 3).rows()] == [[1], [1, 2, 3]]
+    assert [row[:, 0].tolist() for row in text(2, 2).rows()] == [[1, 2], [1, 2]]

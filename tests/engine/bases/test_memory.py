@@ -66,6 +66,7 @@ def test_a_batch_is_never_larger_than_what_is_drawn(make_config, model, monkeypa
         ("sd35", 2, 5 * 16 * 16),  # 16 tokens 16 wide, and four times as wide in the MLP
         ("flux", 1, 5 * 16 * 32),  # its guidance takes no second row
         ("qwen", 2, 5 * 16 * 32),
+        ("zimage", 2, 5 * 16 * 32),
     ],
 )
 def test_what_each_family_keeps(family, rows, values):

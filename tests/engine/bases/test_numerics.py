@@ -12,7 +12,7 @@ from dpok_cli.engine.sampling.step import Denoising
 from dpok_cli.errors import InputError
 from support.families import FAMILIES, make
 
-FLOW = ("sd35", "flux", "qwen")
+FLOW = ("sd35", "flux", "qwen", "zimage")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -188,7 +188,8 @@ def test_gradient_checkpointing_changes_no_gradient(family, shake):
     def counted(name):
         parent, _, index = name.rpartition(".")
         kind = parent.rpartition(".")[2]
-        return index.isdecimal() and kind in ("resnets", "transformer_blocks")
+        kinds = ("resnets", "transformer_blocks", "layers", "noise_refiner", "context_refiner")
+        return index.isdecimal() and kind in kinds
 
     (plain, expected, once), (again, ours, twice) = gradients(False), gradients(True)
     assert once == 1

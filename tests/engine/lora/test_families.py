@@ -1,5 +1,7 @@
 """Adapters of every family: the layers they are on, and the same images in diffusers."""
 
+import re
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -29,6 +31,7 @@ MIXED = {
     ],
     "flux": ["attn.to_q", "attn.add_q_proj", "ff.net.2", "proj_mlp", "x_embedder"],
     "qwen": ["attn.to_q", "attn.add_q_proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "img_in"],
+    "zimage": ["attention.to_q", "attention.to_out.0", "feed_forward.w2", "cap_embedder.1"],
 }
 
 
@@ -89,11 +92,11 @@ def test_the_default_layers_are_all_of_attention(family):
         name
         for name, module in DiffusionModel(make(family)).base.network.named_modules()
         if isinstance(module, torch.nn.Linear)
-        and (".attn." in name or ".attn1." in name or ".attn2." in name)
+        and re.search(r"\.(attn[12]?|attention)\.", name)
         and not (family == "sd35" and ".attn2." in name)  # of its first blocks only
     }
     assert layers.keys() == expected
-    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11, "qwen": 16}[family]
+    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11, "qwen": 16, "zimage": 16}[family]
 
 
 def test_a_layer_that_the_denoiser_has_not_is_refused(family):
