@@ -43,7 +43,8 @@ class FlowBase(Base):
 
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         scheduler = copy.deepcopy(self.scheduler)
-        self.set_timesteps(scheduler, num_inference_steps, self.tokens(latent_shape))
+        with np.errstate(invalid="ignore"):
+            self.set_timesteps(scheduler, num_inference_steps, self.tokens(latent_shape))
         if not scheduler.sigmas.isfinite().all():  # shift_terminal is the level of the last of many
             raise InputError(
                 f"--num-inference-steps {num_inference_steps}: this model needs 2 or more."
