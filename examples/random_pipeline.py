@@ -2,9 +2,10 @@
 
     python examples/random_pipeline.py sdxl FOLDER --size full
 
-Families: sd15, sdxl, sd35 (SD 3.5 medium), flux (FLUX.1-dev). It generates noise. With ``--size
-full`` it has the real size, in half precision, so that memory and speed can be measured without
-downloading a checkpoint; with ``--size tiny`` it is made in a second, to try the commands:
+Families: sd15, sdxl, sd35 (SD 3.5 medium), flux (FLUX.1-dev), qwen (Qwen-Image), zimage
+(Z-Image-Turbo). It generates noise. With ``--size full`` it has the real size, in half precision,
+so that memory and speed can be measured without downloading a checkpoint; with ``--size tiny`` it
+is made in a second, to try the commands:
 
     dpok train-rl --model FOLDER --prompt "a green colored rabbit" --reward jpeg-compressibility \\
         --rounds 1 --samples-per-round 2 --num-inference-steps 2 --batch-size 1 --precision bf16 \\
@@ -62,6 +63,16 @@ def t5_tokenizer(size: int) -> Any:
     pieces = [*letters, *islice(pairs, size - len(special) - len(letters))]
     vocab = special + [(piece, -3.0) for piece in pieces]
     return transformers.T5TokenizerFast(vocab=vocab, extra_ids=0)
+
+
+def qwen_tokenizer(size: int) -> Any:
+    """Qwen's layout: 256 bytes, longer tokens that no merge leads to, special tokens."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    longer = map("".join, product(letters, repeat=3))
+    tokens = [*letters, *islice(longer, size - len(letters) - len(special)), *special]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return transformers.Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=special)
 
 
 class Texts:
@@ -265,7 +276,116 @@ def flux(tiny: bool, without_t5: bool = False) -> Any:
     return pipeline
 
 
-FAMILIES: dict[str, Callable[..., Any]] = {"sd15": sd15, "sdxl": sdxl, "sd35": sd35, "flux": flux}
+def qwen(tiny: bool, without_t5: bool = False) -> Any:
+    words = qwen_tokenizer(259 if tiny else 151_665)
+    # Of Qwen2.5-VL 7B.
+    text: dict[str, Any] = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28)
+    text |= dict(num_attention_heads=28, num_key_value_heads=4, vocab_size=152_064)
+    vision: dict[str, Any] = dict(hidden_size=1280, intermediate_size=3420, out_hidden_size=3584)
+    sections, ids = [16, 24, 24], {}
+    sizes: dict[str, Any] = {}
+    decoder: dict[str, Any] = {}
+    if tiny:
+        text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+        text |= dict(num_attention_heads=2, num_key_value_heads=2, vocab_size=len(words))
+        vision = dict(hidden_size=16, intermediate_size=32, out_hidden_size=16)
+        vision |= dict(depth=1, num_heads=2, fullatt_block_indexes=[0])
+        sections = [1, 1, 2]
+        images = (
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        )
+        ids = {name: number for number, name in enumerate(images)}  # which no prompt has
+        sizes = dict(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        )
+        decoder = dict(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[-0.76, -0.71, -0.91, 0.11],
+            latents_std=[2.82, 1.45, 2.33, 2.66],
+        )
+    rope = dict(rope_type="default", rope_theta=1e6, mrope_section=sections)
+    first = len(words) - 3  # the special tokens
+    ends = dict(bos_token_id=first, eos_token_id=first, pad_token_id=first)
+    text |= dict(rms_norm_eps=1e-6, max_position_embeddings=128_000, rope_parameters=rope, **ends)
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids)
+    pipeline = diffusers.QwenImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=diffusers.AutoencoderKLQwenImage(**decoder),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=words,
+        transformer=diffusers.QwenImageTransformer2DModel(**sizes),
+    )
+    if tiny:
+        pipeline.default_sample_size = 8  # which its configuration does not have
+    return pipeline
+
+
+def zimage(tiny: bool, without_t5: bool = False) -> Any:
+    words = qwen_tokenizer(259 if tiny else 151_669)
+    words.chat_template = (
+        "{% for each in messages %}<|im_start|>{{ each.role }}\n{{ each.content }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>assistant\n"
+    )
+    # Of Qwen3 4B.
+    text: dict[str, Any] = dict(hidden_size=2560, intermediate_size=9728, num_hidden_layers=36)
+    text |= dict(num_attention_heads=32, num_key_value_heads=8, head_dim=128, vocab_size=151_936)
+    sizes: dict[str, Any] = dict(axes_lens=[1536, 512, 512])
+    if tiny:
+        text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2)
+        text |= dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+        text |= dict(vocab_size=len(words))
+        sizes = dict(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[8, 4, 4],
+            axes_lens=[512, 64, 64],
+        )
+    first = len(words) - 3  # the special tokens
+    ends = dict(bos_token_id=first, eos_token_id=first, pad_token_id=first)
+    rope = dict(rope_type="default", rope_theta=1e6)
+    config = transformers.Qwen3Config(
+        max_position_embeddings=40_960, rope_parameters=rope, **text, **ends
+    )
+    pipeline = diffusers.ZImagePipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(tiny, 1024, 16, scaling_factor=0.3611, shift_factor=0.1159, **PLAIN),
+        text_encoder=transformers.Qwen3Model(config),
+        tokenizer=words,
+        transformer=diffusers.ZImageTransformer2DModel(**sizes),
+    )
+    if tiny:
+        pipeline.default_sample_size = 8  # which its configuration does not have
+    return pipeline
+
+
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "sd15": sd15,
+    "sdxl": sdxl,
+    "sd35": sd35,
+    "flux": flux,
+    "qwen": qwen,
+    "zimage": zimage,
+}
 
 
 def make(family: str, tiny: bool = True, without_t5: bool = False, seed: int = 0) -> Any:

@@ -14,6 +14,13 @@ from support.rewards import Redness
 
 #: A folder of FLUX.1 does not say which size it is of.
 DRAW = "--prompt=cat --device=cpu --num-inference-steps=4 --height=16 --width=16".split()
+#: The families that are refused in fp16, and the encoders that it is for.
+NAMES = {
+    "sd35": ("Stable Diffusion 3 and 3.5", "T5"),
+    "flux": ("FLUX.1", "T5"),
+    "qwen": ("Qwen-Image", "Qwen2.5-VL"),
+    "zimage": ("Z-Image", "Qwen3"),
+}
 TRAIN = (
     "--reward=redness --samples-per-round=4 --batch-size=3 --updates-per-round=2 --lora-rank=2"
     " --learning-rate=0.05 --lr-schedule=constant --sample-count=2 --evaluation-samples=2"
@@ -124,9 +131,9 @@ def test_what_a_family_cannot_do_is_refused_before_anything_is_made(dpok, model,
         "--lora-targets=to_z": "Error: --lora-targets 'to_z': the denoiser has no such layer.\n",
     }
     if family != "sdxl":
-        name = {"sd35": "Stable Diffusion 3 and 3.5", "flux": "FLUX.1"}[family]
+        name, encoder = NAMES[family]
         cases["--height=24"] = f"Error: --height 24: must be a multiple of 16 for {name}.\n"
-        said = f"the text encoder T5 of {name} overflows in it. Use --precision bf16.\n"
+        said = f"the text encoder {encoder} of {name} overflows in it. Use --precision bf16.\n"
         cases["--precision=fp16"] = f"Error: --precision fp16: {said}"
     if family == "flux":
         said = "FLUX.1 takes none, as its guidance is an input of the model.\n"

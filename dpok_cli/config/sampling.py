@@ -38,8 +38,9 @@ class SamplingConfig(BaseConfig):
     model: str = setting(
         TINY,
         "Model",
-        "Base model: a pipeline of Stable Diffusion v1, v2, XL, 3 or FLUX.1, hub id or folder, or"
-        " a .safetensors file of the first three; tiny is the bundled one.",
+        "Base model: a pipeline of Stable Diffusion v1, v2, XL or 3, FLUX.1, Qwen-Image or"
+        " Z-Image, hub id or folder, or a .safetensors file of the first three; tiny is the bundled"
+        " one.",
         Rule("a hub id, a folder, a file or 'tiny'", lambda value: bool(value.strip())),
         metavar="ID|FOLDER|FILE",
         path=True,

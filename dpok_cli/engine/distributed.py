@@ -75,10 +75,13 @@ def device_of(name: str) -> torch.device:
         raise InputError(f"--device {name!r}: {reason}.") from error
 
 
-def accelerator_for(device: torch.device, precision: str, **options: Any) -> Accelerator:
+def accelerator_for(
+    device: torch.device, precision: str, unused: bool = False, **options: Any
+) -> Accelerator:
     """Return accelerate's `Accelerator` for a model on ``device`` (its type decides).
 
-    ``precision`` is "fp32", "fp16" or "bf16"; ``options`` are the Accelerator's.
+    ``precision`` is "fp32", "fp16" or "bf16"; ``options`` are the Accelerator's. ``unused`` says
+    that some weights get no gradient, which processes must not wait for.
     """
     process_state(device.type)
     # accelerate keeps the first precision of a process; a notebook may train in another one next.
@@ -88,7 +91,7 @@ def accelerator_for(device: torch.device, precision: str, **options: Any) -> Acc
         mixed_precision={"fp32": "no"}.get(precision, precision),
         kwargs_handlers=[
             # Ranks may call the network unequally often in a rollout, so no call may wait.
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused),
             InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
         **options,

@@ -72,8 +72,11 @@ def main(pipeline: str, output: str, changes: str) -> None:
             raise torch.OutOfMemoryError("no memory left")
         if signals:
             Path(output, f"{process_state('cpu').process_index}.trains").touch()
-        adapter = model.adapter.parameters()
-        gradients.append(torch.cat([each.grad.flatten() for each in adapter]).tolist())
+        found = [
+            (torch.zeros_like(each) if each.grad is None else each.grad).flatten()
+            for each in model.adapter.parameters()
+        ]
+        gradients.append(torch.cat(found).tolist())
         return step()
 
     loop.updater.step = watched  # type: ignore[method-assign]

@@ -19,8 +19,17 @@ NEWER = tuple(family for family in FAMILIES if family != "sd15")
 
 
 def make(family: str, seed: int = 0) -> Any:
-    """Build the tiny pipeline of a family, frozen: "sd15", "sdxl", "sd35" or "flux"."""
+    """Build the tiny pipeline of a family, frozen; a name of `FAMILIES`."""
     return _frozen(random_pipeline.make(family, seed=seed))
+
+
+def guidance(pipeline: Any, scale: float) -> dict[str, Any]:
+    """Return how the pipeline's own call takes guidance, without a negative prompt."""
+    if type(pipeline).__name__ == "QwenImagePipeline":
+        return {"true_cfg_scale": scale, "negative_prompt": " "}
+    if type(pipeline).__name__ == "ZImagePipeline":
+        return {"guidance_scale": scale - 1}  # its 0 is none
+    return {"guidance_scale": scale}
 
 
 def make_sdxl() -> Any:

@@ -26,6 +26,8 @@ class Base(ABC):
     options: ClassVar[dict[str, Any]] = {}
     #: Whether the guidance scale is an input of the denoiser, as in FLUX.1.
     embeds_guidance: ClassVar[bool] = False
+    #: Whether the output of some layers goes nowhere, so that they get no gradient.
+    has_unused_layers: ClassVar[bool] = False
 
     #: The scheduler whose noise schedule is used.
     scheduler: Any
@@ -55,6 +57,11 @@ class Base(ABC):
         """Return the text encoders that are in the pipeline, by their names there."""
         names = self.family.encoders
         return {name: each for name in names if (each := getattr(self.pipeline, name, None))}
+
+    @property
+    def vae_channels(self) -> int:
+        """The channels of the VAE's latents."""
+        return self.pipeline.vae.config.latent_channels
 
     @property
     def text_device(self) -> torch.device:
@@ -92,7 +99,7 @@ class Base(ABC):
     @property
     @abstractmethod
     def text_shape(self) -> tuple[int, int, int]:
-        """L, D and P of a `Text`; P is 0 for a family without pooled vectors."""
+        """L, at the most, D and P of a `Text`; P is 0 for a family without pooled vectors."""
 
     # ------------------------------------------------------------------------------------ the model
 
@@ -141,6 +148,11 @@ class Base(ABC):
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         """Return the steps of a sampler; raises InputError for a number that it cannot give."""
 
+    def call_arguments(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        """Return how the pipeline's call takes guidance and the negative prompt."""
+        given = {"negative_prompt": negative} if negative else {}
+        return {"guidance_scale": guidance_scale} | given
+
     def ddim_arguments(self) -> dict[str, Any] | None:
         """Return what `DDIMScheduler.from_config` needs besides the config of the pipeline's.
 
@@ -166,6 +178,14 @@ class Base(ABC):
 
     def from_vae(self, latents: Tensor) -> Tensor:
         return latents * self.pipeline.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1] of latents on the scale of the VAE."""
+        return self.pipeline.vae.decode(latents).sample
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Return latents on the scale of the VAE, the means, of images in [-1, 1]."""
+        return self.pipeline.vae.encode(images).latent_dist.mode()
 
 
 def guided(output: Tensor, guidance_scale: float) -> Tensor:

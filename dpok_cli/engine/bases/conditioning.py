@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Rows = Tensor | slice | list[int]
 
@@ -17,6 +17,7 @@ class Text:
 
     embeds: Tensor  # (B, L, D)
     pooled: Tensor | None = None  # (B, P), for families that have one vector a prompt as well
+    mask: Tensor | None = None  # (B, L), true where there is a token; None if that is everywhere
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -24,20 +25,61 @@ class Text:
     def __getitem__(self, rows: Rows) -> Text:
         if isinstance(rows, Tensor):
             rows = rows.to(self.embeds.device)
-        return Text(self.embeds[rows], None if self.pooled is None else self.pooled[rows])
+        return self._each(lambda part: part[rows])
 
     def to(
         self, dtype: torch.dtype | None = None, device: str | torch.device | None = None
     ) -> Text:
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return Text(self.embeds.to(device, dtype), pooled)
+        return self._each(lambda part: part.to(device, None if part.dtype == torch.bool else dtype))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
+        pooled, mask = (None if each is None else change(each) for each in (self.pooled, self.mask))
+        return Text(change(self.embeds), pooled, mask)
+
+    def mean(self) -> Tensor:
+        """Return the mean of each prompt's embeddings, (B, D) in float32."""
+        embeds = self.embeds.float()
+        if self.mask is None:
+            return embeds.mean(dim=1)
+        mask = self.mask.unsqueeze(2)
+        return (embeds * mask).sum(dim=1) / mask.sum(dim=1)
+
+    def rows(self) -> list[Tensor]:
+        """Return the embeddings of each prompt's tokens, (L, D)."""
+        if self.mask is None:
+            return list(self.embeds)
+        return [row[mask] for row, mask in zip(self.embeds, self.mask, strict=True)]
+
+    def trimmed(self) -> Text:
+        """Return the same without what no row has a token in, at the end."""
+        if self.mask is None:
+            return self
+        length = int(self.mask.any(dim=0).nonzero().max()) + 1
+        mask = self.mask[:, :length]
+        return Text(self.embeds[:, :length], self.pooled, None if mask.all() else mask)
+
+    def padded(self, length: int) -> Text:
+        """Return the same with L of ``length``, and a mask."""
+        more = length - self.embeds.shape[1]
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(self.embeds.shape[:2], dtype=torch.bool, device=self.embeds.device)
+        embeds = nn.functional.pad(self.embeds, (0, 0, 0, more))
+        return Text(embeds, self.pooled, nn.functional.pad(mask, (0, more)))
 
     @staticmethod
     def cat(parts: Sequence[Text]) -> Text:
-        """Return the rows of several texts, one after another."""
+        """Return the rows of several texts, one after another; shorter ones are padded."""
+        parts = [part for part in parts if len(part)] or parts[:1]
+        lengths = {part.embeds.shape[1] for part in parts}
+        if len(lengths) > 1 or any(part.mask is not None for part in parts):
+            parts = [part.padded(max(lengths)) for part in parts]
         pooled = [part.pooled for part in parts if part.pooled is not None]
+        masks = [part.mask for part in parts if part.mask is not None]
         return Text(
-            torch.cat([part.embeds for part in parts]), torch.cat(pooled) if pooled else None
+            torch.cat([part.embeds for part in parts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(masks) if masks else None,
         )
 
 

@@ -66,8 +66,8 @@ class TextEncoders:
             chunk = missing[start : start + BATCH]
             encoded, without = self.base.encode(chunk or [negative], negative)
             for row, prompt in enumerate(chunk):
-                known[0][prompt] = encoded[[row]].to(device="cpu")
-            known[1][negative] = without.to(device="cpu")
+                known[0][prompt] = encoded[[row]].to(device="cpu").trimmed()
+            known[1][negative] = without.to(device="cpu").trimmed()
 
     @contextmanager
     def present(self, lora: Lora | None = None, source: str = "") -> Iterator[None]:

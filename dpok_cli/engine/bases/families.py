@@ -16,19 +16,20 @@ class Family:
     targets: tuple[str, ...]  # the denoiser's layers that get a LoRA by default
     multiple: int  # height and width are multiples of it, in pixels
     optional: tuple[str, ...] = ()  # parts that a pipeline may lack
-    t5: str = ""  # the encoder that is a T5, which overflows in fp16
+    vae: str = "AutoencoderKL"  # the class of its VAE in diffusers
+    overflows: tuple[str, str] = ("", "")  # the text encoder that does in fp16: part and name
 
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 _ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _JOINT = tuple(f"attn.{layer}" for layer in (*_ATTENTION, *_ADDED))
-_CLIP, _TWO = ("text_encoder",), ("text_encoder", "text_encoder_2")
+_ONE, _TWO = ("text_encoder",), ("text_encoder", "text_encoder_2")
 
 #: By the `_class_name` of model_index.json.
 FAMILIES = {
     "StableDiffusionPipeline": Family(
-        "Stable Diffusion v1 and v2", "stable_diffusion", "unet", _CLIP, _ATTENTION, 8
+        "Stable Diffusion v1 and v2", "stable_diffusion", "unet", _ONE, _ATTENTION, 8
     ),
     "StableDiffusionXLPipeline": Family(
         "Stable Diffusion XL", "stable_diffusion_xl", "unet", _TWO, _ATTENTION, 8
@@ -41,9 +42,36 @@ FAMILIES = {
         _JOINT,
         16,
         ("text_encoder_3", "tokenizer_3"),
-        t5="text_encoder_3",
+        overflows=("text_encoder_3", "T5"),
     ),
-    "FluxPipeline": Family("FLUX.1", "flux", "transformer", _TWO, _JOINT, 16, t5="text_encoder_2"),
+    "FluxPipeline": Family(
+        "FLUX.1",
+        "flux",
+        "transformer",
+        _TWO,
+        _JOINT,
+        16,
+        overflows=("text_encoder_2", "T5"),
+    ),
+    "QwenImagePipeline": Family(
+        "Qwen-Image",
+        "qwen_image",
+        "transformer",
+        _ONE,
+        _JOINT,
+        16,
+        vae="AutoencoderKLQwenImage",
+        overflows=("text_encoder", "Qwen2.5-VL"),
+    ),
+    "ZImagePipeline": Family(
+        "Z-Image",
+        "z_image",
+        "transformer",
+        _ONE,
+        tuple(f"attention.{layer}" for layer in _ATTENTION),
+        16,
+        overflows=("text_encoder", "Qwen3"),
+    ),
 }
 
 

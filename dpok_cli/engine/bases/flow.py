@@ -6,6 +6,7 @@ x_t = (1 - s) x_0 + s e, and the denoiser predicts the velocity e - x_0. Its tim
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
@@ -27,25 +28,40 @@ class FlowBase(Base):
                 f"The model's scheduler {type(self.scheduler).__name__} is not the"
                 f" FlowMatchEulerDiscreteScheduler of {family.name}."
             )
-        if pipeline.vae.config.shift_factor is None:
-            raise InputError(
-                f"The model's VAE has no shift_factor, so it is not one of {family.name}."
-            )
+        self.check_vae()
         #: The timesteps of training, from the noisiest.
         self.levels = FlowMatchEulerDiscreteScheduler.from_config(self.scheduler.config).timesteps
 
     def kept(self, latent_shape: tuple[int, int, int]) -> int:
         """The tokens before a block's MLP, and in it, where they are four times as wide."""
-        return 5 * self.tokens(latent_shape) * int(self.network.inner_dim)
+        return 5 * self.tokens(latent_shape) * self.width
+
+    @property
+    def width(self) -> int:
+        """The width of a token within the denoiser."""
+        return self.network.inner_dim
 
     def schedule(self, num_inference_steps: int, latent_shape: tuple[int, int, int]) -> Schedule:
         scheduler = copy.deepcopy(self.scheduler)
-        self.set_timesteps(scheduler, num_inference_steps, self.tokens(latent_shape))
+        with np.errstate(invalid="ignore"):
+            self.set_timesteps(scheduler, num_inference_steps, self.tokens(latent_shape))
+        if not scheduler.sigmas.isfinite().all():  # shift_terminal is the level of the last of many
+            raise InputError(
+                f"--num-inference-steps {num_inference_steps}: this model needs 2 or more."
+            )
         return flow_schedule(scheduler.sigmas, scheduler.timesteps)
 
+    def check_vae(self) -> None:
+        """Raise InputError for a VAE that is none of the family."""
+        if self.pipeline.vae.config.shift_factor is None:
+            raise InputError(
+                f"The model's VAE has no shift_factor, so it is not one of {self.family.name}."
+            )
+
     def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
-        """Set the steps of an image of so many tokens, as the family's pipeline does."""
-        raise NotImplementedError
+        """Set the steps of an image of so many tokens, as most families' pipelines do."""
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=self.shift(tokens))
 
     def tokens(self, latent_shape: tuple[int, int, int]) -> int:
         """Return the number of patches, 2 x 2 latents each, of an image."""

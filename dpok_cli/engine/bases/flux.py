@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
@@ -68,10 +67,6 @@ class Flux(FlowBase):
             ),
         ).sample.float()
         return unpack(output, channels, rows, columns)
-
-    def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
-        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        scheduler.set_timesteps(sigmas=sigmas, mu=self.shift(tokens))
 
 
 def pack(latents: Tensor) -> Tensor:

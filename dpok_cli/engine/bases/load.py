@@ -75,7 +75,8 @@ def _check_tokenizers(pipeline: Any, encoders: dict[str, Any], model: str) -> No
     """Raise InputError for a tokenizer that is not its encoder's."""
     for encoder, network in encoders.items():
         name = encoder.replace("text_encoder", "tokenizer")
-        words, known = len(getattr(pipeline, name)), network.config.vocab_size
+        config = getattr(network.config, "text_config", network.config)  # of a multimodal one
+        words, known = len(getattr(pipeline, name)), config.vocab_size
         if not known // 2 < words <= known:  # transformers makes one up if files are missing
             raise InputError(
                 f"Cannot load the model {model}: its {name} has {words} tokens and its {encoder}"
@@ -85,7 +86,7 @@ def _check_tokenizers(pipeline: Any, encoders: dict[str, Any], model: str) -> No
 
 def _check_channels(base: Base, model: str) -> None:
     """Raise InputError for a denoiser that does not take the latents of the VAE."""
-    takes, has = base.channels, base.pipeline.vae.config.latent_channels
+    takes, has = base.channels, base.vae_channels
     if takes != has:
         raise InputError(
             f"Cannot use the model {model}: its {base.family.denoiser} takes {takes} channels and"

@@ -90,7 +90,7 @@ class DiffusionModel:
         """
         with self._vae() as vae:
             latents = self.base.to_vae(latents).to(vae.dtype)
-            images = [vae.decode(chunk).sample for chunk in latents.split(self._chunk())]
+            images = [self.base.decode(chunk) for chunk in latents.split(self._chunk())]
         decoded = torch.cat(images).float() / 2 + 0.5
         return decoded.clamp(0, 1).where(decoded.isfinite(), torch.nan)
 
@@ -99,7 +99,7 @@ class DiffusionModel:
         """Return latents, float32 (B, C, h, w), of images (B, 3, H, W) in [0, 1]: the means."""
         with self._vae() as vae:
             chunks = (images.to(vae.dtype) * 2 - 1).split(self._chunk())
-            latents = [vae.encode(chunk).latent_dist.mode() for chunk in chunks]
+            latents = [self.base.encode_images(chunk) for chunk in chunks]
         return self.base.from_vae(torch.cat(latents).float())
 
     def reference(self) -> AbstractContextManager[None]:

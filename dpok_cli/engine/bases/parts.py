@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import (
     DIFFUSERS_DEFAULT_PIPELINE_PATHS,
     infer_diffusers_model_type,
@@ -207,16 +206,17 @@ def _default_configuration(file: str) -> str:
     return hub_id
 
 
-def _vae(vae: str, configuration: str, family: Family) -> AutoencoderKL:
+def _vae(vae: str, configuration: str, family: Family) -> Any:
     """Load another VAE; of a file, the configuration is that of the model's own VAE."""
+    cls: Any = getattr(diffusers, family.vae)
     try:
         if is_file(vae):
-            return AutoencoderKL.from_single_file(vae, config=configuration, subfolder="vae")
+            return cls.from_single_file(vae, config=configuration, subfolder="vae")
         if (Path(vae) / INDEX).is_file():
-            return AutoencoderKL.from_pretrained(vae, subfolder="vae")
-        return AutoencoderKL.from_pretrained(vae)
+            return cls.from_pretrained(vae, subfolder="vae")
+        return cls.from_pretrained(vae)
     except Exception as error:
         raise InputError(
-            f"Cannot load the VAE {vae}: {first_line(error)} Give --vae an AutoencoderKL of"
+            f"Cannot load the VAE {vae}: {first_line(error)} Give --vae an {family.vae} of"
             f" {family.name}, as a hub id, a folder or a .safetensors file."
         ) from error

@@ -56,9 +56,10 @@ def check_source(config: SamplingConfig) -> str:
     elif config.vae and not Path(config.vae).exists():
         _check_id(config.vae, "--vae")
     family = FAMILIES[kind]
-    if config.precision == "fp16" and family.t5 and family.t5 not in left_out(model):
+    part, encoder = family.overflows
+    if config.precision == "fp16" and part and part not in left_out(model):
         raise InputError(
-            f"--precision fp16: the text encoder T5 of {family.name} overflows in it. Use"
+            f"--precision fp16: the text encoder {encoder} of {family.name} overflows in it. Use"
             " --precision bf16."
         )
     return kind
@@ -89,11 +90,12 @@ def variant(folder: Path) -> str | None:
 def loading_code(config: SamplingConfig, kind: str) -> str:
     """Return Python that makes ``pipe``, of a class of diffusers, for the model card."""
     lines, given = [], ""
+    vae = FAMILIES[kind].vae
     if config.vae:
         inside = ', subfolder="vae"' if (Path(config.vae) / INDEX).is_file() else ""
         lines = [
-            "from diffusers import AutoencoderKL\n",
-            f"vae = AutoencoderKL.{_call(config.vae)}{inside})",
+            f"from diffusers import {vae}\n",
+            f"vae = {vae}.{_call(config.vae)}{inside})",
         ]
         given = ", vae=vae"
     if config.model_config:

@@ -35,7 +35,6 @@ from diffusers import {imports}
 image = pipe(
     {prompt},
     num_inference_steps={steps},
-    guidance_scale={guidance_scale},
 {arguments}    generator=torch.Generator().manual_seed(0),
 ).images[0]
 ```
@@ -47,7 +46,7 @@ image = pipe(
 """
 
 #: Settings that the pipeline takes by the same name, if they are not empty.
-_OPTIONAL = ("negative_prompt", "height", "width")
+_OPTIONAL = ("height", "width")
 
 
 def adapter_card(
@@ -56,14 +55,17 @@ def adapter_card(
     kind: str,
     loading: str,
     scheduler: Mapping[str, Any] | None,
+    guidance: Mapping[str, Any],
 ) -> str:
     """Return the card (Markdown) of an adapter that was trained on ``samples`` images so far.
 
     ``loading`` is Python that makes ``pipe`` of the base model, of the class ``kind``.
     ``scheduler`` is what ``DDIMScheduler.from_config`` needs besides the config of its scheduler;
-    None if its own scheduler is used, which has no eta.
+    None if its own scheduler is used, which has no eta. ``guidance`` is what the pipeline's call
+    takes for it.
     """
-    arguments = {key: value for key in _OPTIONAL if (value := getattr(config, key))}
+    arguments = {**guidance}
+    arguments |= {key: value for key in _OPTIONAL if (value := getattr(config, key))}
     imports, set_scheduler = kind, ""
     if scheduler is not None:
         given = "".join(f", {key}={value!r}" for key, value in scheduler.items())
@@ -92,6 +94,5 @@ def adapter_card(
         ),
         file=ADAPTER_FILE,
         steps=config.for_evaluation().num_inference_steps,
-        guidance_scale=config.guidance_scale,
         settings=to_toml(config),
     )

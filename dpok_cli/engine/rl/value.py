@@ -32,7 +32,7 @@ class ValueAdvantage(RewardAdvantage):
 
     @torch.no_grad()
     def of_transitions(self, batch: Transitions, texts: Conditioning, timesteps: Tensor) -> Tensor:
-        return batch.reward - self.value(batch.latents, texts.prompts.embeds, timesteps)
+        return batch.reward - self.value(batch.latents, texts.prompts.mean(), timesteps)
 
     def fit(self, buffer: Buffer, seed: int) -> dict[str, float]:
         """Take `value_updates` optimizer steps of `value_batch_size` transitions."""
@@ -41,9 +41,9 @@ class ValueAdvantage(RewardAdvantage):
         for _ in range(self.config.value_updates):
             batch = buffer[next(order).to(self.denoising.timesteps.device)]
             timesteps = self.denoising.timesteps[batch.step]
-            embeds = self.conditioning[batch.prompt].prompts.embeds
+            prompts = self.conditioning[batch.prompt].prompts.mean()
             error = nn.functional.mse_loss(
-                self.value(batch.latents, embeds, timesteps), batch.reward
+                self.value(batch.latents, prompts, timesteps), batch.reward
             )
             self.optimizer.zero_grad()
             error.backward()
@@ -83,9 +83,9 @@ class ValueFunction(nn.Module):
             nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
         )
 
-    def forward(self, latents: Tensor, prompt_embeds: Tensor, timesteps: Tensor) -> Tensor:
-        """Return (B,) from latents (B, C, H, W), embeddings (B, L, D) and timesteps (B,)."""
+    def forward(self, latents: Tensor, prompts: Tensor, timesteps: Tensor) -> Tensor:
+        """Return (B,) from latents (B, C, H, W), prompts' means (B, D) and timesteps (B,)."""
         time = get_timestep_embedding(timesteps, self.width)
-        prompt = prompt_embeds.to(latents.device).float().mean(dim=1)
-        hidden = self.latent(latents) + self.prompt(prompt) + self.time(time)
+        prompt = self.prompt(prompts.to(latents.device))
+        hidden = self.latent(latents) + prompt + self.time(time)
         return self.head(hidden).squeeze(1)

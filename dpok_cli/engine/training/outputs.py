@@ -68,7 +68,8 @@ class Outputs:
         base = self.model.base
         kind = base.pipeline_class.__name__
         loading = loading_code(self.config, kind)
-        card = adapter_card(self.config, samples, kind, loading, base.ddim_arguments())
+        guidance = base.call_arguments(self.config.guidance_scale, self.config.negative_prompt)
+        card = adapter_card(self.config, samples, kind, loading, base.ddim_arguments(), guidance)
         write_text(self.run.adapter / "README.md", card)
 
     def close(self) -> None:

@@ -43,6 +43,7 @@ class Session:
         self.accelerator = accelerator_for(
             model.device,
             config.precision,
+            model.base.has_unused_layers,
             log_with=config.tracker if run and config.tracker else None,
             project_dir=run.path if run else None,
         )

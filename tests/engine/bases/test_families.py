@@ -6,7 +6,7 @@ import torch
 from dpok_cli.config import SampleConfig
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.sampler import Sampler
-from support.families import FAMILIES, make
+from support.families import FAMILIES, guidance, make
 
 PROMPTS = ("a green rabbit", "cat")
 
@@ -33,9 +33,9 @@ def drawn_by_the_pipeline(pipeline, guidance_scale, **more):
         made = pipeline(
             prompt,
             num_inference_steps=4,
-            guidance_scale=guidance_scale,
             generator=generator,
             output_type="pt",
+            **guidance(pipeline, guidance_scale),
             **more,
         )
         images.append(made.images[0])

@@ -65,6 +65,8 @@ def test_a_batch_is_never_larger_than_what_is_drawn(make_config, model, monkeypa
         ("sdxl", 2, 2 * 8 * 8 * 8),  # two maps of 8 channels and 8 x 8
         ("sd35", 2, 5 * 16 * 16),  # 16 tokens 16 wide, and four times as wide in the MLP
         ("flux", 1, 5 * 16 * 32),  # its guidance takes no second row
+        ("qwen", 2, 5 * 16 * 32),
+        ("zimage", 2, 5 * 16 * 32),
     ],
 )
 def test_what_each_family_keeps(family, rows, values):

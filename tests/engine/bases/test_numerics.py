@@ -1,6 +1,7 @@
 """The numbers of every family, against what is written here from the formulas, in float64."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from diffusers import DDIMScheduler
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.sampling.step import Denoising
+from dpok_cli.errors import InputError
 from support.families import FAMILIES, make
 
-FLOW = ("sd35", "flux")
+FLOW = ("sd35", "flux", "qwen", "zimage")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -35,8 +37,15 @@ def base(pipeline):
 @pytest.mark.parametrize("size", [(16, 16), (32, 48)])
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_the_schedule_is_that_of_the_pipeline_after_a_call(pipeline, base, family, size, steps):
-    """FLUX.1's depends on the image's size."""
+    """FLUX.1's and Qwen-Image's depend on the image's size."""
     height, width = size
+    if (family, steps) == ("qwen", 1):  # its last level of noise, which is the only one, is fixed
+        said = r"^--num-inference-steps 1: .* needs 2 or more\.$"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(InputError, match=said):
+                base.schedule(steps, base.latent_shape(height, width))
+        return
     before = base.schedule(steps, base.latent_shape(height, width))
     generator = torch.Generator().manual_seed(0)
     given = dict(num_inference_steps=steps, generator=generator, output_type="latent")
@@ -54,7 +63,7 @@ def test_the_schedule_is_that_of_the_pipeline_after_a_call(pipeline, base, famil
         else:
             signal = scheduler.alphas_cumprod[scheduler.timesteps].sqrt()
             torch.testing.assert_close(ours.signal, signal)
-    if family == "flux":
+    if family in ("flux", "qwen"):
         other = base.schedule(steps, base.latent_shape(64, 64))
         assert torch.equal(other.noise, before.noise) == (steps == 1)
 
@@ -183,15 +192,20 @@ def test_gradient_checkpointing_changes_no_gradient(family, shake):
     def counted(name):
         parent, _, index = name.rpartition(".")
         kind = parent.rpartition(".")[2]
-        return index.isdecimal() and kind in ("resnets", "transformer_blocks")
+        kinds = ("resnets", "transformer_blocks", "layers", "noise_refiner", "context_refiner")
+        return index.isdecimal() and kind in kinds
 
     (plain, expected, once), (again, ours, twice) = gradients(False), gradients(True)
     assert once == 1
     assert 1.8 < twice <= 2  # the first block in the middle of a UNet is left out
     assert torch.equal(plain, again)
-    assert ours.keys() == expected.keys()
-    assert all(gradient is not None for gradient in ours.values())
-    for name, gradient in expected.items():
-        assert torch.equal(ours[name], gradient), name
-    moved = sum(bool(gradient.any()) for gradient in expected.values())
-    assert moved >= 0.9 * len(expected)
+    without = {name for name, gradient in expected.items() if gradient is None}
+    assert {name for name, gradient in ours.items() if gradient is None} == without
+    # The last block's text of Qwen-Image goes nowhere.
+    assert len(without) == (2 if family == "qwen" else 0)
+    assert all("_blocks.1.attn.to_add_out." in name for name in without)
+    moved = 0
+    for name in expected.keys() - without:
+        assert torch.equal(ours[name], expected[name]), name
+        moved += bool(expected[name].any())
+    assert moved >= 0.9 * len(expected.keys() - without)

@@ -80,7 +80,9 @@ def test_what_is_drawn_is_what_the_card_says(with_scheduler, make_config, name):
     model = load(config)
     arguments = ddim_arguments(model.pipeline.scheduler)
     kind = "StableDiffusionPipeline"
-    card = adapter_card(config, 1, kind, loading_code(config, kind), arguments)
+    card = adapter_card(
+        config, 1, kind, loading_code(config, kind), arguments, model.base.call_arguments(3.0, "")
+    )
     code = card.split("```python\n")[1].split("```")[0]
     without_adapter = [line for line in code.splitlines() if "load_lora_weights" not in line]
     names: dict = {}

@@ -74,7 +74,8 @@ def test_hub_ids_of_other_families_are_refused_by_their_class(on_this_machine, k
     assert refused("some/model") == (
         f"some/model holds a {kind}; only Stable Diffusion v1 and v2 (StableDiffusionPipeline),"
         " Stable Diffusion XL (StableDiffusionXLPipeline), Stable Diffusion 3 and 3.5"
-        " (StableDiffusion3Pipeline), FLUX.1 (FluxPipeline) can be used."
+        " (StableDiffusion3Pipeline), FLUX.1 (FluxPipeline),"
+        " Qwen-Image (QwenImagePipeline), Z-Image (ZImagePipeline) can be used."
     )
 
 

@@ -18,7 +18,7 @@ from support.families import NEWER
 
 def test_what_the_card_says(make_config, tmp_path):
     config = make_config(prompts=('a "green" rabbit', "two: cats"), rewards=("green", "red=0.5"))
-    card = adapter_card(config, 1234, "FluxPipeline", "pipe = 1", None)
+    card = adapter_card(config, 1234, "FluxPipeline", "pipe = 1", None, {})
     _, head, text = card.split("---\n", 2)
     assert "base_model" not in head  # a folder is no model of the hub
     assert "library_name: diffusers\n" in head
@@ -34,7 +34,7 @@ def test_what_the_card_says(make_config, tmp_path):
 
 def test_a_base_on_the_hub_is_linked(make_config):
     config = make_config(model="org/base")
-    card = adapter_card(config, 1, "StableDiffusionXLPipeline", "", {})
+    card = adapter_card(config, 1, "StableDiffusionXLPipeline", "", {}, {})
     assert card.startswith("---\nbase_model: org/base\nlibrary_name: ")
     assert "\ntags: [text-to-image, lora, diffusers, stable-diffusion-xl, dpok]\n" in card
 
@@ -59,7 +59,7 @@ def test_the_code_of_the_card_draws_the_trained_images(
     monkeypatch.chdir(run.adapter)
     names: dict = {}
     exec(card.split("```python\n")[1].split("```")[0], names)
-    eta = 0.0 if family in ("sd35", "flux") else 1.0
+    eta = 0.0 if family not in ("sd", "sdxl") else 1.0
     drawing = make_config(SampleConfig, **settings, eta=eta)
     (ours,) = Sampler(model, drawing).sample(config.prompts[:1], [0])
     with model.reference():

@@ -1,5 +1,7 @@
 """Adapters of every family: the layers they are on, and the same images in diffusers."""
 
+import re
+
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -13,7 +15,7 @@ from dpok_cli.engine.lora.ldm import ldm_name
 from dpok_cli.engine.lora.weights import Layer, count
 from dpok_cli.errors import InputError
 from engine.lora.conftest import equal
-from support.families import NEWER, make, make_sdxl
+from support.families import NEWER, guidance, make, make_sdxl
 from support.ldm import unet_name
 
 #: Of different kinds, some of which diffusers has old names for, and some not.
@@ -28,6 +30,8 @@ MIXED = {
         "attn2.to_k",
     ],
     "flux": ["attn.to_q", "attn.add_q_proj", "ff.net.2", "proj_mlp", "x_embedder"],
+    "qwen": ["attn.to_q", "attn.add_q_proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "img_in"],
+    "zimage": ["attention.to_q", "attention.to_out.0", "feed_forward.w2", "cap_embedder.1"],
 }
 
 
@@ -71,7 +75,7 @@ def text_lora():
 
 def image(pipeline):
     generator = torch.Generator().manual_seed(0)
-    given = dict(num_inference_steps=3, guidance_scale=3.0, height=16, width=16)
+    given = dict(num_inference_steps=3, height=16, width=16) | guidance(pipeline, 3.0)
     return pipeline("cat", **given, generator=generator, output_type="pt").images[0]
 
 
@@ -88,11 +92,11 @@ def test_the_default_layers_are_all_of_attention(family):
         name
         for name, module in DiffusionModel(make(family)).base.network.named_modules()
         if isinstance(module, torch.nn.Linear)
-        and (".attn." in name or ".attn1." in name or ".attn2." in name)
+        and re.search(r"\.(attn[12]?|attention)\.", name)
         and not (family == "sd35" and ".attn2." in name)  # of its first blocks only
     }
     assert layers.keys() == expected
-    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11}[family]
+    assert len(expected) == {"sdxl": 64, "sd35": 15, "flux": 11, "qwen": 16, "zimage": 16}[family]
 
 
 def test_a_layer_that_the_denoiser_has_not_is_refused(family):
@@ -241,7 +245,7 @@ def test_an_adapter_of_sdxl_is_known_by_its_layers(trained, tmp_path):
 # ---------------------------------------------------------------------------------- flow matching
 
 
-@pytest.mark.parametrize("family", ["sd35", "flux"])
+@pytest.mark.parametrize("family", [each for each in NEWER if each != "sdxl"])
 def test_kohyas_form_is_not_written_for_flow_matching(trained, family, tmp_path):
     lora = trained(family).adapter.weights()
     with pytest.raises(InputError) as caught:

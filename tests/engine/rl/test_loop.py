@@ -228,8 +228,8 @@ def test_the_advantage_over_the_value(rl_loop, model, make_config, constant):
             super().__init__(4, 16)
             self.expected = torch.nn.Parameter(torch.tensor(value))
 
-        def forward(self, latents, prompt_embeds, timesteps):
-            assert len(latents) == len(prompt_embeds) == len(timesteps)
+        def forward(self, latents, prompts, timesteps):
+            assert len(latents) == len(prompts) == len(timesteps)
             return self.expected.expand(len(latents))
 
     loop.advantage.value = Expecting(2.0)

@@ -21,6 +21,8 @@ WEIGHTS = {
     "stabilityai/stable-diffusion-xl-base-1.0": (2567, 818),
     "stabilityai/stable-diffusion-3.5-medium": (2243, 5581),
     "black-forest-labs/FLUX.1-dev": (11_901, 4885),
+    "Qwen/Qwen-Image": (20_430, 8292),
+    "Tongyi-MAI/Z-Image-Turbo": (6155, 4022),
 }
 
 

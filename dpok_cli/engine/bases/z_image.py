@@ -1,0 +1,71 @@
+"""Z-Image (Z-Image Team 2025, arXiv 2511.22699): one sequence of image and text."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ZImagePipeline
+from torch import Tensor, nn
+
+from dpok_cli.engine.bases.base import guided
+from dpok_cli.engine.bases.conditioning import Conditioning, Text
+from dpok_cli.engine.bases.flow import FlowBase
+
+#: Height and width, in pixels, that the pipeline draws by default.
+PIXELS = 1024
+
+
+class ZImage(FlowBase):
+    """Its timesteps rise from 0 to 1, and its output is the velocity towards the image."""
+
+    pipeline_class: ClassVar[Any] = ZImagePipeline
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        own = getattr(self.pipeline, "default_sample_size", PIXELS // self.scale)
+        return own, own
+
+    @property
+    def width(self) -> int:
+        return self.network.dim
+
+    @property
+    def text_shape(self) -> tuple[int, int, int]:
+        return 512, self.network.config.cap_feat_dim, 0
+
+    def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
+        # The pipeline writes into the list.
+        embeds, _ = self.pipeline.encode_prompt(
+            [*prompts, negative], self.text_device, do_classifier_free_guidance=False
+        )
+        texts = [Text(each.unsqueeze(0)) for each in embeds]
+        return Text.cat(texts[:-1]), texts[-1]
+
+    def predict(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        guidance_scale: float,
+    ) -> Tensor:
+        text = conditioning.prompts
+        if twice := self.rows(guidance_scale) == 2:
+            text = conditioning.doubled()
+            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
+        text = text.to(self.dtype, latents.device)
+        outputs = network(
+            list(latents.to(self.dtype).unsqueeze(2)),  # an image is a video of one frame
+            (1000 - timesteps) / 1000,
+            text.rows(),
+        ).sample
+        output = -torch.stack([each.float() for each in outputs]).squeeze(2)
+        return guided(output, guidance_scale) if twice else output
+
+    def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
+        sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
+        scheduler.set_timesteps(sigmas=sigmas, mu=self.shift(tokens))
+
+    def call_arguments(self, guidance_scale: float, negative: str) -> dict[str, Any]:
+        # c + w (c - u), so that 0 is no guidance.
+        return super().call_arguments(max(0.0, guidance_scale - 1), negative)
