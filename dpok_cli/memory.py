@@ -36,7 +36,9 @@ def advice_when_full(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # an error may be its own cause
+        seen.append(error)
         yield error
         error = error.__cause__
 

@@ -16,7 +16,7 @@ CASES = {
     "unknown option": ((*TRAIN, "--round", "3"), "--rounds"),
     "option without its value": ((*TRAIN, "--rounds"), "'--rounds' requires an argument"),
     "extra argument": ((*TRAIN, "rabbit"), "extra argument"),
-    "unknown preset": ((*TRAIN, "--preset", "sd51"), "Did you mean 'sd15'?"),
+    "unknown preset": ((*TRAIN, "--preset", "sd51"), "Did you mean 'sd35' or 'sd15' or 'sdxl'?"),
     # prompts
     "no prompt": (("train-rl",), '--prompt "a green colored rabbit"'),
     "empty prompt": (("train-rl", "--prompt", ""), "--prompt ''"),
@@ -77,7 +77,7 @@ CASES = {
     "index is a list": ((*SFT, "--model", "index/list"), "model_index.json cannot be read"),
     "index without a class": ((*SAMPLE, "--model", "index/object"), "model_index.json cannot be"),
     "index is too deep": ((*SAMPLE, "--model", "index/deep"), "model_index.json cannot be read"),
-    "another pipeline": ((*SFT, "--model", "index/other"), "holds a QwenImagePipeline; only"),
+    "another pipeline": ((*SFT, "--model", "index/other"), "holds a SanaPipeline; only"),
     "run's name is too long": (
         (*TRAIN, "--name", LONG),
         "a plain folder name of 255 bytes at most",
@@ -108,7 +108,7 @@ CASES = {
     ),
     "config over an unknown preset": (
         (*SAMPLE, "--config", "preset.toml"),
-        "preset.toml: there is no preset 'sd51' for sample. Did you mean 'sd15'?",
+        "preset.toml: there is no preset 'sd51' for sample. Did you mean 'sd35' or 'sd15'",
     ),
     "config file is no TOML": ((*TRAIN, "--config", "bad.toml"), "bad.toml is not TOML"),
     "unknown setting": (
@@ -162,7 +162,7 @@ CASES = {
     "seed twice": ((*SAMPLE, "--seeds", "0-3,2"), "names a seed twice"),
     "too many seeds": ((*SAMPLE, "--seeds", "0-99999999999"), "at most 100000 seeds"),
     "steps of sample": ((*SAMPLE, "--num-inference-steps", "0"), "--num-inference-steps 0"),
-    "preset of sample": ((*SAMPLE, "--preset", "sd51"), "Did you mean 'sd15'?"),
+    "preset of sample": ((*SAMPLE, "--preset", "sd51"), "Did you mean 'sd35' or 'sd15' or 'sdxl'?"),
     "model of sample": ((*SAMPLE, "--model", "folder"), "folder"),
     "seeds with too many digits": ((*SAMPLE, "--seeds", "9" * 5000), "as in 0-15 or 0,3,7"),
     "adapter is empty": ((*SAMPLE, "--adapter", "broken/empty.safetensors"), "cannot be read"),
@@ -303,7 +303,7 @@ FILES = {
     "index/list/model_index.json": b"[]",
     "index/object/model_index.json": b"{}",
     "index/deep/model_index.json": DEEP,
-    "index/other/model_index.json": b'{"_class_name": "QwenImagePipeline"}',
+    "index/other/model_index.json": b'{"_class_name": "SanaPipeline"}',
     "lora/pytorch_lora_weights.safetensors": LORA,
     "broken/empty.safetensors": b"",
     "broken/cut.safetensors": LORA[:-1],

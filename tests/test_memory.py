@@ -51,3 +51,10 @@ def test_it_is_given_once_and_by_the_inner_block_which_knows_more():
         advice_when_full(TrainRLConfig(), "dpok train-rl --resume x"),
     ):
         raise GPU
+
+
+def test_an_error_that_is_its_own_cause_ends():
+    error = ValueError("no")
+    error.__cause__ = error
+    with pytest.raises(ValueError, match="^no$"), advice_when_full(SampleConfig()):
+        raise error

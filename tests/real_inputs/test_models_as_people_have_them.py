@@ -210,6 +210,6 @@ def test_a_hub_id_of_another_family(dpok, tmp_path, monkeypatch, kind):
     result = dpok("train-rl", *DRAW, "--model=some/model", *TRAIN)
     assert result.code == 2
     assert result.err.startswith(f"Error: some/model holds a {kind}; only Stable Diffusion v1 and")
-    assert result.err.endswith(", FLUX.1 (FluxPipeline) can be used.\n")
+    assert result.err.endswith(", Z-Image (ZImagePipeline) can be used.\n")
     assert result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]

@@ -89,8 +89,9 @@ class PipelineFiles:
         name = self.family.denoiser
         try:
             return read_network(self.configuration, name)
-        except OSError as error:
-            raise self._without_configuration(error) from error
+        except (OSError, InputError) as error:
+            self._check_configuration(error)
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"Cannot load the model {self.config.model}: it has no {name}."
@@ -104,7 +105,8 @@ class PipelineFiles:
             try:
                 return kind.from_single_file(source, config=self.configuration, **options)
             except OSError as error:
-                raise self._without_configuration(error) from error
+                self._check_configuration(error)
+                raise
         # diffusers has to be told which parts are left out on purpose.
         options |= dict.fromkeys(set(self.family.optional) & left_out(self.config.model))
         if Path(source).is_dir():
@@ -118,15 +120,17 @@ class PipelineFiles:
             except OSError:
                 raise error from None
 
-    def _without_configuration(self, error: OSError) -> BaseException:
+    def _check_configuration(self, error: Exception) -> None:
+        """Raise InputError if a single file cannot be read for want of its configuration."""
         if not self.is_file or Path(self.configuration).is_dir():
-            return error
-        return InputError(
+            return
+        reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise InputError(
             f"Cannot load the model {self.source}: it needs the configuration of"
             f" {self.configuration}, which is not on this machine and cannot be downloaded"
-            f" ({first_line(error)}) Give --model-config the folder of a pipeline of this kind;"
+            f" ({first_line(reason)}) Give --model-config the folder of a pipeline of this kind;"
             " its weights are not needed."
-        )
+        ) from error
 
     def _check_parts(self, pipeline: Any, *names: str) -> None:
         for name in names:
