@@ -175,8 +175,12 @@ class Job:
                 try:
                     with view:
                         yield stop
-                finally:
+                except InputError:
+                    raise
+                except BaseException:
                     self._plot(view)
+                    raise
+                self._plot(view)
                 if stop.requested():
                     self.say(f"Stopped; resume with: {self.resume}")
                     raise typer.Exit(stop.exit_code)

@@ -40,14 +40,17 @@ def image_embedding(
             return None
     except PLUGIN_ERRORS:  # no such plugin, or not allowed, or no such files
         return None
-    for other, _ in loaded.rewards.values() if loaded else ():
-        if type(other) is type(reward) and other.options == reward.options:
-            reward = other
-    reward.prepare()
-    return ImageEmbedding(spec, _embedder(reward))
+    rests = False
+    if loaded:
+        for other, _ in loaded.rewards.values():
+            if type(other) is type(reward) and other.options == reward.options:
+                reward, rests = other, loaded.rest
+    with at_work(reward, rests):
+        reward.prepare()
+    return ImageEmbedding(spec, _embedder(reward, rests))
 
 
-def _embedder(reward: Any) -> Callable[[Tensor], Tensor]:
+def _embedder(reward: Any, rests: bool) -> Callable[[Tensor], Tensor]:
     net = reward.clip.net
 
     def embed(images: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def _embedder(reward: Any) -> Callable[[Tensor], Tensor]:
 
         from dpok_cli.rewards.images import clip_preprocess
 
-        with torch.no_grad(), at_work(reward, rests=False):
+        with torch.no_grad(), at_work(reward, rests):
             pixels = clip_preprocess(images.to(reward.device), net.config.vision_config.image_size)
             return normalize(net.get_image_features(pixels).pooler_output, dim=-1)
 

@@ -14,15 +14,20 @@ if TYPE_CHECKING:
 
 @contextmanager
 def at_work(reward: RewardModel, rests: bool) -> Iterator[None]:
-    """Within the block a reward's networks are on its device; if it ``rests``, on the CPU after."""
+    """Within the block the networks of a reward that ``rests`` are on its device, then on the CPU.
+
+    Those of another are where it put them.
+    """
+    if not rests:
+        yield
+        return
     for network in networks(reward):
         network.to(reward.device)
     try:
         yield
     finally:
-        if rests:
-            for network in networks(reward):
-                network.to("cpu")
+        for network in networks(reward):
+            network.to("cpu")
 
 
 def networks(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
@@ -31,9 +36,9 @@ def networks(holder: Any, depth: int = 3) -> Iterator[nn.Module]:
 
     if isinstance(holder, nn.Module):
         yield holder
-    elif isinstance(holder, list | tuple | dict):
+    elif depth and isinstance(holder, list | tuple | dict):
         for each in holder.values() if isinstance(holder, dict) else holder:
-            yield from networks(each, depth)
+            yield from networks(each, depth - 1)
     elif depth and hasattr(holder, "__dict__") and not isinstance(holder, type):
         for each in vars(holder).values():
             yield from networks(each, depth - 1)

@@ -116,6 +116,14 @@ def test_flags_reach_the_run(train, run, pipeline_folder, install):
     assert rows(result.out)[: len(run("x").table())] == run("x").table()
 
 
+def test_a_resume_that_is_refused_changes_no_plot(train, dpok):
+    assert train("train-rl", "--name=x", "--rounds=2").code == 0
+    Path("runs/x/plots/metrics.png").unlink()
+    result = dpok("train-rl", "--resume=x", "--rounds=1")
+    assert (result.code, "The run already has 2 rounds" in result.err) == (2, True)
+    assert not Path("runs/x/plots/metrics.png").exists()
+
+
 def test_warnings_are_printed_but_not_with_quiet(train, dpok, tmp_path):
     assert train("train-rl", "--name=x", "--evaluation-samples=0").code == 0
     (state,) = (tmp_path / "runs/x/checkpoints/000002").glob("*.safetensors")

@@ -140,6 +140,23 @@ class Base(ABC):
         """
         return 2 if guidance_scale > 1 else 1
 
+    def inputs(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> tuple[Tensor, Tensor, Text]:
+        """Return latents, timesteps and texts of all rows that go through the denoiser.
+
+        For guidance those of the negative prompt come first. Texts have the denoiser's dtype.
+        """
+        text = conditioning.prompts
+        if self.rows(guidance_scale) == 2:
+            text = conditioning.doubled()
+            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
+        return latents, timesteps, text.to(self.dtype, latents.device)
+
+    def combined(self, output: Tensor, guidance_scale: float) -> Tensor:
+        """Return the guided output (B, ...) of that of all rows of `inputs`."""
+        return guided(output, guidance_scale) if self.rows(guidance_scale) == 2 else output
+
     @abstractmethod
     def kept(self, latent_shape: tuple[int, int, int]) -> int:
         """Return how many values the denoiser keeps at once of a row, at the least."""

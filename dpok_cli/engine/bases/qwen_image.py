@@ -7,7 +7,6 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor, nn
 
-from dpok_cli.engine.bases.base import guided
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
 from dpok_cli.engine.bases.flux import pack, unpack
@@ -60,12 +59,8 @@ class QwenImage(FlowBase):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        text = conditioning.prompts
         _, channels, rows, columns = latents.shape
-        if twice := self.rows(guidance_scale) == 2:
-            text = conditioning.doubled()
-            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype, latents.device)
+        latents, timesteps, text = self.inputs(latents, timesteps, conditioning, guidance_scale)
         output = network(
             hidden_states=pack(latents).to(self.dtype),
             # Rounded before the division, as the pipeline does: bf16 rounds 1000 s and s apart.
@@ -74,9 +69,14 @@ class QwenImage(FlowBase):
             encoder_hidden_states_mask=text.mask,
             img_shapes=[[(1, rows // 2, columns // 2)]] * len(latents),
         ).sample.float()
-        if twice:
-            output = _as_long_as(output.chunk(2)[1], guided(output, guidance_scale))
-        return unpack(output, channels, rows, columns)
+        return unpack(self.combined(output, guidance_scale), channels, rows, columns)
+
+    def combined(self, output: Tensor, guidance_scale: float) -> Tensor:
+        combined = super().combined(output, guidance_scale)
+        if self.rows(guidance_scale) == 1:
+            return combined
+        _, with_prompt = output.chunk(2)
+        return _as_long_as(with_prompt, combined)
 
     def call_arguments(self, guidance_scale: float, negative: str) -> dict[str, Any]:
         return {"true_cfg_scale": guidance_scale, "negative_prompt": negative or " "}

@@ -65,6 +65,13 @@ def check_source(config: SamplingConfig) -> str:
     return kind
 
 
+def kind_of(index: dict[str, Any], model: str) -> str:
+    """Return the class of the pipeline of an index; raises InputError if it cannot be used."""
+    if (kind := str(index["_class_name"])) not in FAMILIES:
+        raise InputError(f"{model} holds a {kind}; only {described()} can be used.")
+    return kind
+
+
 def read_index(model: str) -> dict[str, Any]:
     """Return the index of a pipeline's folder or hub id; raises InputError if there is none."""
     return json.loads(_index(model, "--model").read_text(encoding="utf-8"))
@@ -134,14 +141,11 @@ def _check_pipeline(model: str, flag: str) -> str:
     """Return the class of a folder's or hub id's pipeline; raises InputError for an unknown one."""
     index = _index(model, flag)
     try:
-        kind = str(json.loads(index.read_text(encoding="utf-8"))["_class_name"])
+        return kind_of(json.loads(index.read_text(encoding="utf-8")), model)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{index} cannot be read as a pipeline's index: {error}. Give {flag} another folder."
         ) from error
-    if kind not in FAMILIES:
-        raise InputError(f"{model} holds a {kind}; only {described()} can be used.")
-    return kind
 
 
 def _index(model: str, flag: str) -> Path:

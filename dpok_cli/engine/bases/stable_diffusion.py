@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor, nn
 
-from dpok_cli.engine.bases.base import Base, guided
+from dpok_cli.engine.bases.base import Base
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.families import Family
 from dpok_cli.engine.bases.schedule import Schedule, ddim, ddim_arguments, ddim_schedule
@@ -44,14 +44,10 @@ class StableDiffusion(Base):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        text = conditioning.prompts
-        if twice := self.rows(guidance_scale) == 2:
-            text = conditioning.doubled()
-            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype, latents.device)
+        latents, timesteps, text = self.inputs(latents, timesteps, conditioning, guidance_scale)
         given = self.added(text, latents)
         output = network(latents.to(self.dtype), timesteps, text.embeds, **given).sample.float()
-        return guided(output, guidance_scale) if twice else output
+        return self.combined(output, guidance_scale)
 
     def added(self, text: Text, latents: Tensor) -> dict[str, Any]:
         """Return what the UNet is given besides latents, timesteps and embeddings."""

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from dpok_cli.engine.bases.base import guided
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
 
@@ -39,18 +38,14 @@ class StableDiffusion3(FlowBase):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        text = conditioning.prompts
-        if twice := self.rows(guidance_scale) == 2:
-            text = conditioning.doubled()
-            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype, latents.device)
+        latents, timesteps, text = self.inputs(latents, timesteps, conditioning, guidance_scale)
         output = network(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,
             encoder_hidden_states=text.embeds,
             pooled_projections=text.pooled,
         ).sample.float()
-        return guided(output, guidance_scale) if twice else output
+        return self.combined(output, guidance_scale)
 
     def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
         # Without sigmas its ends are shifted a second time, as its pipeline does.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dpok_cli.config import SamplingConfig
-from dpok_cli.engine.bases.families import FAMILIES, Family, described
+from dpok_cli.engine.bases.families import FAMILIES
 from dpok_cli.engine.bases.model import base_class
 from dpok_cli.engine.bases.parts import (
     DTYPES,
@@ -16,7 +16,7 @@ from dpok_cli.engine.bases.parts import (
     read_network,
     silence_libraries,
 )
-from dpok_cli.engine.bases.source import read_index
+from dpok_cli.engine.bases.source import kind_of, read_index
 from dpok_cli.errors import InputError
 
 #: Configurations of published models, as examples/random_pipeline.py writes them.
@@ -33,7 +33,7 @@ def structure(config: SamplingConfig) -> Any:
     where, dtype = _where(config), DTYPES[config.precision]
     with _readable(config):
         index = read_index(where)
-        family = _family(config, index)
+        family = FAMILIES[kind_of(index, config.model)]
         tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.encoders]
         parts: dict[str, Any] = dict.fromkeys((*family.encoders, *tokenizers))
         for name in (family.denoiser, *family.encoders):
@@ -51,15 +51,9 @@ def size_of_denoiser(config: SamplingConfig) -> int:
     """Return its bytes; raises InputError as `structure` does."""
     where = _where(config)
     with _readable(config):
-        family = _family(config, read_index(where))
+        family = FAMILIES[kind_of(read_index(where), config.model)]
         network: Any = read_network(where, family.denoiser)
     return network.num_parameters() * DTYPES[config.precision].itemsize
-
-
-def _family(config: SamplingConfig, index: dict[str, Any]) -> Family:
-    if (kind := index["_class_name"]) not in FAMILIES:
-        raise InputError(f"{config.model} holds a {kind}; only {described()} can be used.")
-    return FAMILIES[kind]
 
 
 @contextmanager

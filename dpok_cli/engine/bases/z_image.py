@@ -7,7 +7,6 @@ import torch
 from diffusers import ZImagePipeline
 from torch import Tensor, nn
 
-from dpok_cli.engine.bases.base import guided
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
 
@@ -49,18 +48,14 @@ class ZImage(FlowBase):
         conditioning: Conditioning,
         guidance_scale: float,
     ) -> Tensor:
-        text = conditioning.prompts
-        if twice := self.rows(guidance_scale) == 2:
-            text = conditioning.doubled()
-            latents, timesteps = latents.repeat(2, 1, 1, 1), timesteps.repeat(2)
-        text = text.to(self.dtype, latents.device)
+        latents, timesteps, text = self.inputs(latents, timesteps, conditioning, guidance_scale)
         outputs = network(
             list(latents.to(self.dtype).unsqueeze(2)),  # an image is a video of one frame
             (1000 - timesteps) / 1000,
             text.rows(),
         ).sample
         output = -torch.stack([each.float() for each in outputs]).squeeze(2)
-        return guided(output, guidance_scale) if twice else output
+        return self.combined(output, guidance_scale)
 
     def set_timesteps(self, scheduler: Any, num_inference_steps: int, tokens: int) -> None:
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()

@@ -79,14 +79,9 @@ def _draw(
 
 def check_models(evaluation: Evaluation) -> None:
     """Raise InputError if a model cannot be loaded, or cannot be drawn from with these settings."""
+    one = [evaluation.prompts[0].text]  # an adapter's part of a text encoder may not fit
     for contender in evaluation.contenders:
-        _load(evaluation, contender)
-
-
-def _load(evaluation: Evaluation, contender: Contender) -> Sampler:
-    """Return the sampler of a contender's model, which has encoded the prompts."""
-    config, prompts = evaluation.config, [prompt.text for prompt in evaluation.prompts]
-    return Sampler(load(config, contender.adapter, prompts), config)
+        Sampler(load(evaluation.config, contender.adapter, one), evaluation.config)
 
 
 class _Model:
@@ -96,8 +91,9 @@ class _Model:
         config = evaluation.config
         self.contender, self.kl = contender, config.kl
         self.texts = [prompt.text for prompt in evaluation.prompts]
-        self.sampler = _load(evaluation, contender)
-        self.conditioning = self.sampler.model.encode(self.texts, config.negative_prompt)
+        model = load(config, contender.adapter, self.texts)
+        self.sampler = Sampler(model, config)
+        self.conditioning = model.encode(self.texts, config.negative_prompt)
         self.stochastic = set(self.sampler.denoising.stochastic.tolist())
 
     def score(self, batch: list[Place], reward: WeightedReward) -> Drawn:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpok_cli.config import TINY, TrainingConfig
+from dpok_cli.config.fields import flag
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.dry import Live, size_of, without_values
 from dpok_cli.engine.bases.model import DiffusionModel
@@ -28,7 +29,6 @@ FLOAT = 4  # bytes; latents, images, the adapter and its optimizer are in float3
 
 #: What a process has on a GPU before anything of ours: CUDA's context and its libraries.
 CONTEXT = 600_000_000
-
 
 #: Bytes of a large denoiser; Stable Diffusion v1 has 1.7 GB in half precision.
 LARGE = 10**9
@@ -141,7 +141,10 @@ def check_plan(
                 " smaller --height and --width, or a device with more memory."
             )
         config = replace(config, **change)
-        given |= {name: _flag(name, value) for name, value in change.items()}
+        given |= {
+            name: flag(name) if value is True else f"{flag(name)} {value}"
+            for name, value in change.items()
+        }
         plan = plan_memory(config, device, processes)
     raise InputError(
         f"{said} Give {' '.join(given.values())}, which needs {gigabytes(plan.peak.total)}."
@@ -170,11 +173,6 @@ def _less(
         yield {"offload": True}
     if config.precision == "fp32":
         yield {"precision": "bf16"}
-
-
-def _flag(name: str, value: Any) -> str:
-    typed = "--" + name.replace("_", "-")
-    return typed if value is True else f"{typed} {value}"
 
 
 def _rewards(config: TrainingConfig) -> tuple[int, tuple[str, ...]]:

@@ -49,15 +49,14 @@ class Stop:
             signal.signal(each, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        again, self.signal = bool(self.signal), self.signal or number
-        if again and signal.Signals(number).name == "SIGHUP":
-            return
-        if again:
+        if not self.signal:
+            self.signal = number
+            # The signal may arrive during a write, and a stream refuses nested writes.
+            threading.Thread(target=self.tell).start()
+        elif signal.Signals(number).name != "SIGHUP":
             self.signal = number
             self.__exit__()
             raise KeyboardInterrupt
-        # The signal may arrive during a write, and a stream refuses nested writes.
-        threading.Thread(target=self.tell).start()
 
 
 def _is_ignored_hangup(number: signal.Signals) -> bool:
