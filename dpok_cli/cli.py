@@ -1,8 +1,11 @@
 """The command ``dpok``: its commands are mounted here, and errors become one line."""
 
+import _thread
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -112,7 +115,27 @@ def _debugging() -> bool:
     return os.environ.get("DPOK_DEBUG", "") not in ("", "0")
 
 
+def lose_no_interrupt(lost: "sys.UnraisableHookArgs") -> None:
+    """Be `sys.unraisablehook`: interrupt again where an interrupt was lost.
+
+    A signal that arrives in a callback of the garbage collector raises KeyboardInterrupt there,
+    which Python would print and forget.
+    """
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+    elif not sys.is_finalizing():
+        threading.Timer(0.01, _interrupt).start()  # when the callback is over
+
+
+def _interrupt() -> None:
+    if hasattr(signal, "pthread_kill"):  # which ends a wait, too; Windows has none
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 def main() -> None:
+    sys.unraisablehook = lose_no_interrupt
     # These libraries' warnings are for developers; the user's own setting of a variable is kept.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -161,7 +161,35 @@ def test_an_interrupt_is_130(dpok, fail_with):
     assert dpok("fail").code == 130
 
 
+LOSE = """
+import signal, sys, time, weakref
+from dpok_cli import cli
+
+class Thing: pass
+
+def interrupt(_):
+    signal.raise_signal(signal.SIGINT)
+    time.sleep(0)  # where Python looks for signals: still within the callback
+
+def command():
+    thing = Thing()
+    reference = weakref.ref(thing, interrupt)
+    del thing
+    time.sleep(20)
+    print("It went on.")
+
+cli.app = lambda *_, **__: command()
+cli.main()
+"""
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost():
+    result = subprocess.run([sys.executable, "-c", LOSE], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 def test_main_exits_with_the_code(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(sys, "argv", ["dpok", "train-rl", "--rounds", "0"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
