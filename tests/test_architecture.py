@@ -29,6 +29,8 @@ engine.distributed
 engine.lora
 engine.bases
 engine.sampling
+engine.evaluation.statistics
+engine.evaluation.diversity
 engine.training
 engine.rl.rollout
 engine.rl.objectives

@@ -64,7 +64,7 @@ def train_rl(
 
 def batch_arithmetic(settings: TrainRLConfig) -> str:
     """Describe what a round draws and trains on."""
-    images, steps = settings.samples_per_round, settings.num_inference_steps
+    images, steps = settings.samples_per_round, settings.steps_per_image
     fresh, accumulation = settings.transitions_per_round, settings.gradient_accumulation
     batch = min(settings.batch_size, max(fresh, settings.buffer_size))
     buffer = f", drawn from the last {settings.buffer_size}" if settings.buffer_size else ""
@@ -80,11 +80,12 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
 def noiseless_steps(settings: TrainRLConfig, noisy: int) -> str:
     """Say how many transitions a round really has, if just so many steps have noise."""
     steps = settings.num_inference_steps
-    if noisy in (0, steps):  # without any there is nothing to train, which is refused
+    # Without any there is nothing to train, which is refused; a window leaves some out itself.
+    if noisy in (0, steps) or settings.noise_window:
         return ""
-    from dpok_cli.engine.rl.rollout import steps_kept
+    from dpok_cli.engine.sampling.step import share_of
 
-    fresh = settings.samples_per_round * steps_kept(noisy, settings.timestep_fraction)
+    fresh = settings.samples_per_round * share_of(noisy, settings.timestep_fraction)
     return (
         f"With this model {steps - noisy} of the {steps} steps have no noise, so they are not"
         f" trained on: a round has {fresh} transitions."

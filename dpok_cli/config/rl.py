@@ -15,7 +15,7 @@ class RLConfig(TrainingConfig):
     """The loop of online RL: a round samples ``samples_per_round`` images and updates on them."""
 
     rounds: int = setting(
-        60,
+        30,
         "Rollout",
         "Training rounds, each of sampling and updates.",
         at_least(1),
@@ -33,7 +33,7 @@ class RLConfig(TrainingConfig):
         at_least(1),
     )
     timestep_fraction: float = setting(
-        0.5,
+        0.4,
         "Rollout",
         "Fraction of each trajectory's denoising steps to train on.",
         within(0, 1, "(]"),
@@ -42,6 +42,18 @@ class RLConfig(TrainingConfig):
         "noisiest",
         "Rollout",
         "Which steps that fraction is: the noisiest, or random ones per trajectory.",
+    )
+    noise_window: bool = setting(
+        True,
+        "Rollout",
+        "Noise only in the steps that are trained on, the noisiest; the others are deterministic.",
+    )
+    rest_steps: int = setting(
+        3,
+        "Rollout",
+        "Denoising steps after the noise window, which cost time but are not trained on; 0 keeps"
+        " them all.",
+        at_least(0),
     )
     buffer_size: int = setting(
         0,
@@ -60,7 +72,7 @@ class RLConfig(TrainingConfig):
     )
 
     # A high learning rate that decays to 0.
-    batch_size: int = changed(TrainingConfig, "batch_size", 60)
+    batch_size: int = changed(TrainingConfig, "batch_size", 48)
     learning_rate: float = changed(TrainingConfig, "learning_rate", 3e-3)
     lr_schedule: Schedule = changed(TrainingConfig, "lr_schedule", "cosine")
     updates_per_round: int = setting(4, "Optimisation", "Optimizer steps per round.", at_least(1))
@@ -94,8 +106,23 @@ class RLConfig(TrainingConfig):
         ]
 
     @property
+    def window(self) -> tuple[float, int] | None:
+        return (self.timestep_fraction, self.rest_steps) if self.noise_window else None
+
+    @property
+    def steps_per_image(self) -> int:
+        """Denoising steps of a rollout."""
+        steps, trained = self.num_inference_steps, self.steps_trained
+        if self.noise_window and self.rest_steps:
+            return min(steps, trained + self.rest_steps)
+        return steps
+
+    @property
+    def steps_trained(self) -> int:
+        """Of those, the steps trained on."""
+        return max(1, round(self.timestep_fraction * self.num_inference_steps))
+
+    @property
     def transitions_per_round(self) -> int:
         """Transitions that a round adds to the buffer."""
-        return self.samples_per_round * max(
-            1, round(self.timestep_fraction * self.num_inference_steps)
-        )
+        return self.samples_per_round * self.steps_trained

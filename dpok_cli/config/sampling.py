@@ -124,6 +124,14 @@ class SamplingConfig(BaseConfig):
         """Return what must be in memory at once, at the least."""
         return []
 
+    @property
+    def window(self) -> tuple[float, int] | None:
+        """The fraction of the steps that keep their noise, and the number of steps after them.
+
+        None leaves the noise in all of them.
+        """
+        return None
+
     def located(self) -> Self:
         """Return the same settings with absolute paths of what is read.
 

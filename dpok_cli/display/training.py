@@ -39,6 +39,8 @@ class TrainingView:
         self.unit, self.total, self.every = unit, total, every
         self.parts = [one.key for one in measures if one.key.startswith("seconds/")]
         self.records: list[Record] = []
+        #: The newest value of each measure: those of sample grids are not in every record.
+        self.newest: dict[str, float] = {}
         self.hinted: set[str] = set()
         self.live: Live | None = None
         if console.is_live(console.err) and not quiet:
@@ -56,6 +58,7 @@ class TrainingView:
     def show(self, record: Record) -> None:
         """Show a record of metrics.jsonl."""
         self.records.append(record)
+        self.newest |= record
         if self.live:
             self.live.update(self.picture(), refresh=True)
         elif not self.quiet:
@@ -74,9 +77,9 @@ class TrainingView:
         """Return, by key, what to do about each measure that is unhealthy now."""
         return advice(self.measures, self.records, self.config)
 
-    def shown(self) -> list[Measure]:
-        """Return the measures that the view has a name for."""
-        return [one for one in self.measures if one.label and one.key in self.records[-1]]
+    def shown(self, record: Record) -> list[Measure]:
+        """Return the measures of a record that the view has a name for."""
+        return [one for one in self.measures if one.label and one.key in record]
 
     def seconds(self, record: Record) -> float:
         return sum(record[part] for part in self.parts)
@@ -90,7 +93,7 @@ class TrainingView:
     def line(self) -> str:
         """Write the newest record as a plain line."""
         last = self.records[-1]
-        numbers = "  ".join(f"{one.label} {one.text(last)}" for one in self.shown())
+        numbers = "  ".join(f"{one.label} {one.text(last)}" for one in self.shown(last))
         return (
             f"{self.unit} {last[self.unit]:.0f}/{self.total}  {numbers}"
             f"  {self.seconds(last):.1f} s  left {duration(self.seconds_left())}"
@@ -99,9 +102,9 @@ class TrainingView:
     def rows(self) -> list[tuple[str, str, Text]]:
         """Return the rows of the live view: a name, the value now, and its course."""
         rows = []
-        for one in self.shown():
+        for one in self.shown(self.newest):
             course = sparkline([record[one.key] for record in self.records]) if one.plotted else ""
-            rows.append((one.label, one.text(self.records[-1]), Text(course, style="green")))
+            rows.append((one.label, one.text(self.newest), Text(course, style="green")))
         return rows
 
     def picture(self) -> Group:

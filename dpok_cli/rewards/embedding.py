@@ -26,12 +26,16 @@ class ImageEmbedding:
 
 
 def image_embedding(
-    model: str, device: str | torch.device, loaded: WeightedReward | None = None
+    model: str,
+    device: str | torch.device,
+    loaded: WeightedReward | None = None,
+    rest: bool = False,
 ) -> ImageEmbedding | None:
     """Return the image embedding of a CLIP, or None if its weights are not on this machine.
 
     For the ``model`` "tiny" it is the bundled CLIP. A CLIP that is already a reward in ``loaded``
-    is reused. Raises RewardError if the weights cannot be loaded.
+    is reused; another is on the CPU while it does not embed, if it is to ``rest``. Raises
+    RewardError if the weights cannot be loaded.
     """
     spec = "clip:model=tiny" if model == TINY else "clip"
     try:
@@ -40,7 +44,7 @@ def image_embedding(
             return None
     except PLUGIN_ERRORS:  # no such plugin, or not allowed, or no such files
         return None
-    rests = False
+    rests = rest
     if loaded:
         for other, _ in loaded.rewards.values():
             if type(other) is type(reward) and other.options == reward.options:

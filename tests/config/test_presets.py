@@ -137,7 +137,9 @@ NEWER = {
         (*JOINT, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"),
     ),
 }
-NEWER_RL = {
+#: The policy gradient alone, as in the papers.
+DPOK_ALONE = {"objective": "dpok", "noise_window": False, "kl_fraction": 1.0}
+NEWER_RL = DPOK_ALONE | {
     "updates_per_round": 2,
     "timestep_fraction": 1.0,
     "ratio_clip": 1e-4,
@@ -155,8 +157,8 @@ NEWER_SFT = {
 }
 CHANGED = {
     (TrainRLConfig, "tiny"): {},
-    (TrainRLConfig, "sd15"): RL,
-    (TrainRLConfig, "sd15-multi"): RL | {"alpha": 1000.0, "beta": 0.1},
+    (TrainRLConfig, "sd15"): RL | DPOK_ALONE,
+    (TrainRLConfig, "sd15-multi"): RL | DPOK_ALONE | {"alpha": 1000.0, "beta": 0.1},
     (TrainSFTConfig, "tiny"): {},
     (TrainSFTConfig, "sd15"): SFT,
     (TrainSFTConfig, "sd15-sft"): SFT,

@@ -68,6 +68,10 @@ def make_config(pipeline_folder):
         if kind is TrainRLConfig:
             small |= dict(
                 rewards=("green",),
+                objective="dpok",
+                noise_window=False,
+                timestep_fraction=0.5,
+                kl_fraction=1.0,
                 rounds=2,
                 samples_per_round=4,
                 group_size=2,

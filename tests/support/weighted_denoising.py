@@ -50,7 +50,7 @@ class WeightedDenoising(Objective):
         return examples_class()(
             latents=trajectories.latents[:, -1].repeat_interleave(count, 0),
             prompt=trajectories.prompt.repeat_interleave(count),
-            advantage=advantages.repeat_interleave(count),
+            advantage=advantages[:, 1].repeat_interleave(count),
             timestep=chosen.flatten(),
         )
 

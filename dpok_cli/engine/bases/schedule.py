@@ -31,6 +31,28 @@ class Schedule(NamedTuple):
     prediction_type: Prediction
     clip_range: float | None = None
 
+    def with_window(self, noisy: int, rest: int) -> "Schedule":
+        """Return the schedule with noise in its first ``noisy`` steps alone.
+
+        The levels after them are passed through in ``rest`` deterministic steps, or in as many as
+        now if those are fewer, or ``rest`` is 0. That is MixGRPO's window (Li et al. 2025, arXiv
+        2507.21802) at the noisiest end, where it stays.
+        """
+        steps = len(self.timesteps)
+        rest = min(rest or steps, steps - noisy)
+        first = [*range(noisy), *(noisy + step * (steps - noisy) // rest for step in range(rest))]
+        last = [*(place - 1 for place in first[1:]), steps - 1]  # a step ends where the next begins
+        std = self.std[first]
+        std[noisy:] = 0
+        return self._replace(
+            timesteps=self.timesteps[first],
+            signal=self.signal[first],
+            noise=self.noise[first],
+            signal_next=self.signal_next[last],
+            variance_next=self.variance_next[last],
+            std=std,
+        )
+
 
 def ddim(scheduler: Any) -> DDIMScheduler:
     """Return `DDIMScheduler.from_config(pipe.scheduler.config)`; one of DDIM stays as it is.

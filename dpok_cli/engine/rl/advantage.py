@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.rl.buffer import Buffer
-from dpok_cli.engine.rl.rollout import Transitions
+from dpok_cli.engine.rl.rollout import Examples
 
 
 class RewardAdvantage:
@@ -19,13 +19,15 @@ class RewardAdvantage:
     def of_round(
         self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
     ) -> Tensor:
-        """Return the advantages of a round's samples, (M,), from their ``rewards`` (M,).
+        """Return the advantages of a round's samples, (M, 2), from their ``rewards`` (M,).
 
-        Sample i was drawn for ``prompts[i]``, from the x_T of ``start_seeds[i]``.
+        The first is that of the policy's actions, the steps' noise; the second that of the image,
+        to which x_T belongs. Sample i was drawn for ``prompts[i]``, from the x_T of
+        ``start_seeds[i]``.
         """
-        return rewards
+        return rewards[:, None].expand(-1, 2)
 
-    def of_transitions(self, batch: Transitions, texts: Conditioning, timesteps: Tensor) -> Tensor:
+    def of_examples(self, batch: Examples, texts: Conditioning, timesteps: Tensor) -> Tensor:
         """Return the advantages (B,) of a batch in an update."""
         return batch.advantage
 
@@ -41,42 +43,49 @@ class RewardAdvantage:
 
 
 class PromptAdvantage(RewardAdvantage):
-    """The residual to a baseline of the prompt and x_T, in units of its running RMS.
+    """The residual to a baseline of the prompt, in units of its running RMS.
 
-    The running RMS is that of the residuals r - b(x_T) over all rounds of a prompt. The RMS of one
+    For actions the baseline is of x_T as well, which the policy does not choose.
+
+    The running RMS is that of the residuals over all rounds of a prompt. The RMS of one
     round would shrink as images become alike, and their small remaining differences would be
     learned at full strength.
     """
 
     def __init__(self) -> None:
-        #: By prompt: the sum of squared residuals so far, and how many samples it is over.
+        #: By prompt: the sums of squared residuals so far, and how many samples they are over.
         self.squares: dict[str, list[float]] = {}
 
     def of_round(
         self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
     ) -> Tensor:
-        """Return the advantages, float32 (M,), and add their residuals to the running RMS.
+        """Return the advantages, float32 (M, 2), and add their residuals to the running RMS.
 
         A prompt with a single sample is compared with all samples of the round instead, and their
         residuals enter its running RMS. Where all rewards are equal the advantage is 0.
         """
-        advantages = torch.empty_like(rewards)
+        advantages = rewards.new_empty(len(rewards), 2)
         starts = torch.tensor(start_seeds, device=rewards.device)
         for prompt in dict.fromkeys(prompts):
             own = torch.tensor([other == prompt for other in prompts], device=rewards.device)
             compared = own if own.sum() > 1 else torch.ones_like(own)
-            residual = residuals(rewards[compared], starts[compared])
-            squares, count = self.squares.get(prompt, (0.0, 0))
-            squares, count = squares + residual.square().sum().item(), count + len(residual)
-            self.squares[prompt] = [squares, count]
-            advantages[own] = residual[own[compared]] / ((squares / count) ** 0.5 + 1e-6)
+            of_actions = residuals(rewards[compared], starts[compared])
+            of_images = residuals(rewards[compared], torch.zeros_like(starts[compared]))
+            residual = torch.stack([of_actions, of_images], dim=1)  # (B, 2)
+            *squares, count = self.squares.get(prompt, (0.0, 0.0, 0))
+            added = residual.square().sum(dim=0).tolist()
+            squares = [sum(each) for each in zip(squares, added, strict=True)]
+            count += len(residual)
+            self.squares[prompt] = [*squares, count]
+            scale = [(each / count) ** 0.5 + 1e-6 for each in squares]
+            advantages[own] = residual[own[compared]] / rewards.new_tensor(scale)
         return advantages
 
     def state_dict(self) -> dict[str, Any]:
-        return {"squares": self.squares}
+        return {"squares": dict(self.squares)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.squares = state["squares"]
+        self.squares = dict(state["squares"])
 
 
 def residuals(rewards: Tensor, starts: Tensor) -> Tensor:

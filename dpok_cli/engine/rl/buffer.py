@@ -44,7 +44,7 @@ class Buffer:
 
     def state_dict(self) -> dict[str, Any]:
         kept = self.size and self.examples is not None
-        return {"fresh": self.fresh, "examples": vars(self.examples) if kept else {}}
+        return {"fresh": self.fresh, "examples": self.examples.state_dict() if kept else {}}
 
     def load_state_dict(
         self, state: dict[str, Any], kind: type[Batch], device: torch.device
@@ -52,5 +52,4 @@ class Buffer:
         """Load examples of ``kind`` onto ``device``."""
         self.fresh = state["fresh"]
         if state["examples"]:
-            rows = {name: rows.to(device) for name, rows in state["examples"].items()}
-            self.examples = kind(**rows)
+            self.examples = kind.of_state(state["examples"], device)

@@ -5,7 +5,7 @@ from typing import Any
 
 from dpok_cli.engine.rl.objectives.base import Objective
 from dpok_cli.engine.runs.measures import Measure, Record
-from dpok_cli.engine.training.measures import EVALUATIONS, UPDATER
+from dpok_cli.engine.training.measures import EVALUATIONS, GRID, UPDATER
 
 #: Rounds after which the reward should have risen, and rounds that are averaged to tell.
 PATIENCE, WINDOW = 20, 5
@@ -73,4 +73,4 @@ _COST = (
 
 def rl_measures(objective: type[Objective]) -> tuple[Measure, ...]:
     """Return what the rounds of training with an objective measure, in the order of a record."""
-    return (*_ROLLOUT, VALUE_LOSS, *objective.measures, *UPDATER, *_COST)
+    return (*_ROLLOUT, VALUE_LOSS, *objective.measures, *UPDATER, *_COST, *GRID)

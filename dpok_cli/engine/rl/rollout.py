@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -12,10 +12,14 @@ from torch import Tensor
 from dpok_cli.config import TimestepChoice
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.sampling.sampler import Sampler
+from dpok_cli.engine.sampling.step import share_of
 
 
 class Batch:
-    """Rows of tensors that belong together: a base for dataclasses whose fields are (N, ...)."""
+    """Rows of tensors that belong together: a base for dataclasses whose fields are (N, ...).
+
+    A field may be a batch of N rows itself.
+    """
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))  # type: ignore[arg-type]
@@ -26,8 +30,32 @@ class Batch:
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Put the rows of several batches together, in their order."""
-        names = [each.name for each in fields(cls)]  # type: ignore[arg-type]
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(_cat(column) for column in map(list, columns)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            name: rows if isinstance(rows, Tensor) else rows.state_dict()
+            for name, rows in vars(self).items()
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], device: torch.device) -> Self:
+        """Return the batch of a `state_dict`, on ``device``."""
+        nested = not all(isinstance(rows, Tensor) for rows in state.values())
+        kinds = get_type_hints(cls) if nested else {}
+        return cls(
+            **{
+                name: rows.to(device)
+                if isinstance(rows, Tensor)
+                else kinds[name].of_state(rows, device)
+                for name, rows in state.items()
+            }
+        )
+
+
+def _cat(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else type(parts[0]).cat(parts)
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,31 @@ class Transitions(Batch):
     log_prob: Tensor  # (N,): under the policy that drew it
     reward: Tensor  # (N,): of the trajectory's image
     advantage: Tensor  # (N,)
+
+
+@dataclass(frozen=True)
+class NoisedImages(Batch):
+    """N drawn images at noise levels of the sampler's steps, in any order."""
+
+    latents: Tensor  # (N, C, H, W): x_t
+    target: Tensor  # (N, C, H, W): what a denoiser should predict of it
+    old_output: Tensor  # (N, C, H, W): what the policy that drew x_0 predicts
+    step: Tensor  # (N,) long: which of the K steps' levels
+    prompt: Tensor  # (N,) long
+    reward: Tensor  # (N,): of x_0's image
+    advantage: Tensor  # (N,)
+
+
+@dataclass(frozen=True)
+class Both(Batch):
+    """N transitions, each with a noised image of the same sample."""
+
+    transitions: Transitions
+    images: NoisedImages
+
+
+#: What objectives learn from.
+Examples = Transitions | NoisedImages
 
 
 @torch.no_grad()
@@ -86,11 +139,6 @@ def rollout(
         yield Trajectories(rows, torch.stack(path, 1), likely, images)
 
 
-def steps_kept(stochastic: int, fraction: float) -> int:
-    """Return how many of a trajectory's stochastic steps are trained on."""
-    return max(1, round(fraction * stochastic))
-
-
 def choose_steps(
     samples: int,
     stochastic: Tensor,
@@ -104,7 +152,7 @@ def choose_steps(
     and at least one step per trajectory is taken. ``choice`` says whether they are the "noisiest"
     for all trajectories, or "random" for each.
     """
-    kept = steps_kept(len(stochastic), fraction)
+    kept = share_of(len(stochastic), fraction)
     if choice == "noisiest":
         return stochastic[:kept].expand(samples, kept)
     order = torch.rand(samples, len(stochastic), generator=generator).argsort(dim=1)
@@ -116,7 +164,7 @@ def transitions(
 ) -> Transitions:
     """Take the chosen ``steps`` (M, kept) of each trajectory: M * kept transitions.
 
-    ``rewards`` and ``advantages`` are (M,).
+    ``rewards`` are (M,), ``advantages`` (M, 2).
     """
     samples, kept = steps.shape
     step = steps.flatten()
@@ -128,5 +176,49 @@ def transitions(
         prompt=trajectories.prompt[sample],
         log_prob=trajectories.log_prob[sample, step],
         reward=rewards[sample],
-        advantage=advantages[sample],
+        advantage=advantages[sample, 0],
+    )
+
+
+def noised_images(
+    sampler: Sampler,
+    conditioning: Conditioning,
+    trajectories: Trajectories,
+    rewards: Tensor,
+    advantages: Tensor,
+    steps: Tensor,
+    seeds: Tensor,
+    prompt: Tensor,
+    guidance_scale: float,
+) -> NoisedImages:
+    """Noise each x_0 to the levels of some ``steps`` (M, kept), by the noise of ``seeds``.
+
+    ``rewards`` are (M,), ``advantages`` (M, 2); ``seeds`` and ``prompt``, which are rows of
+    ``conditioning``, (M, kept). Returns M * kept examples with the predictions, at a
+    ``guidance_scale``, of the policy as it is now.
+    """
+    samples, kept = steps.shape
+    step = steps.flatten()
+    sample = torch.arange(samples, device=step.device).repeat_interleave(kept)
+    x_0, prompt = trajectories.latents[sample, -1], prompt.flatten()
+    noised, target = sampler.denoising.corrupt(x_0, sampler.noise(seeds.flatten().tolist()), step)
+    with torch.no_grad():
+        parts = torch.arange(len(step), device=step.device).split(sampler.config.sample_batch_size)
+        outputs = [
+            sampler.predict(
+                noised[rows],
+                step[rows],
+                conditioning[prompt[rows]].to(step.device),
+                guidance_scale,
+            )
+            for rows in parts
+        ]
+    return NoisedImages(
+        latents=noised,
+        target=target,
+        old_output=torch.cat(outputs),
+        step=step,
+        prompt=prompt,
+        reward=rewards[sample],
+        advantage=advantages[sample, 1],
     )

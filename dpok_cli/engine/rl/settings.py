@@ -13,9 +13,11 @@ from dpok_cli.engine.rl.objectives.base import Objective
 from dpok_cli.errors import InputError, suggest
 
 if TYPE_CHECKING:
-    from dpok_cli.engine.rl.objectives.dpok import DPOKSettings as _ObjectiveSettings
+    from dpok_cli.engine.rl.objectives.mixed import MixedSettings as _ObjectiveSettings
 else:
-    _parts = dict.fromkeys(objective.Settings for objective in OBJECTIVES.values())
+    _all = dict.fromkeys(objective.Settings for objective in OBJECTIVES.values())
+    # Without those that another is derived from, which brings theirs.
+    _parts = [one for one in _all if not any(one in other.__mro__[1:] for other in _all)]
     _ObjectiveSettings = make_dataclass("_ObjectiveSettings", (), bases=(*_parts,), frozen=True)
 
 
@@ -26,7 +28,10 @@ class TrainRLConfig(_ObjectiveSettings, RLConfig):
     command: ClassVar[str] = "train-rl"
 
     objective: str = setting(
-        "dpok", "Objective", "What the updates minimise.", metavar="|".join(OBJECTIVES)
+        "mixed",
+        "Objective",
+        "What the updates minimise: the policy gradient of DPOK, the loss of DiffusionNFT, or both.",
+        metavar="|".join(OBJECTIVES),
     )
 
     def check(self, config: Any) -> None:

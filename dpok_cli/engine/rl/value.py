@@ -12,7 +12,7 @@ from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.rl.advantage import RewardAdvantage
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.measures import VALUE_LOSS
-from dpok_cli.engine.rl.rollout import Transitions
+from dpok_cli.engine.rl.rollout import Examples
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.training.updater import optimizer_state
@@ -31,7 +31,7 @@ class ValueAdvantage(RewardAdvantage):
         self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=config.value_learning_rate)
 
     @torch.no_grad()
-    def of_transitions(self, batch: Transitions, texts: Conditioning, timesteps: Tensor) -> Tensor:
+    def of_examples(self, batch: Examples, texts: Conditioning, timesteps: Tensor) -> Tensor:
         return batch.reward - self.value(batch.latents, texts.prompts.mean(), timesteps)
 
     def fit(self, buffer: Buffer, seed: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ class RunFolder:
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
+        self.last_adapter = path / "last_adapter"  # with patience; adapter/ is the best one
         self.initial_adapter = path / "initial_adapter"  # a copy of init_adapter
         self.samples = path / "samples"
         self.plots = path / "plots"

@@ -14,7 +14,7 @@ from dpok_cli.config import SamplingConfig
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.bases.denoiser import Denoiser
 from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.engine.sampling.step import Denoising, Gaussian
+from dpok_cli.engine.sampling.step import Denoising, Gaussian, with_window
 from dpok_cli.errors import NotFiniteError
 
 
@@ -59,6 +59,8 @@ class Sampler:
         self.denoiser = denoiser or model.denoiser
         self.autocast = autocast
         schedule = model.base.schedule(config.num_inference_steps, model.latent_shape)
+        if config.window:
+            schedule = with_window(schedule, config.eta, *config.window)
         self.denoising = Denoising.of(schedule, config.eta, model.device)
 
     # ------------------------------------------------------------------------------------- one step
@@ -68,10 +70,18 @@ class Sampler:
 
         ``step``, long (B,), says which of the K denoising steps each row is at.
         """
-        timesteps = self.denoising.timesteps[step]
-        with self.autocast():
-            output = self.denoiser(latents, timesteps, conditioning, self.config.guidance_scale)
+        output = self.predict(latents, step, conditioning, self.config.guidance_scale)
         return self.denoising.distribution(output, latents, step)
+
+    def predict(
+        self, latents: Tensor, step: Tensor, conditioning: Conditioning, guidance_scale: float
+    ) -> Tensor:
+        """Return the denoiser's output, float32 (B, C, H, W), with some guidance; see `policy`."""
+        with self.autocast():
+            output = self.denoiser(
+                latents, self.denoising.timesteps[step], conditioning, guidance_scale
+            )
+        return output.float()
 
     @torch.no_grad()
     def reference(self, latents: Tensor, step: Tensor, conditioning: Conditioning) -> Gaussian:
@@ -97,7 +107,7 @@ class Sampler:
         conditioning = conditioning.to(self.model.device)
         latents = self._noise(own)  # with start_seeds too, so that the steps' noise is the seed's
         if start_seeds is not None:
-            latents = self._noise([torch.Generator().manual_seed(seed) for seed in start_seeds])
+            latents = self.noise(start_seeds)
         with self.denoiser.stopping(self.stop):
             for index, std in enumerate(self.denoising.std.tolist()):
                 step = torch.full((len(latents),), index, device=latents.device)
@@ -138,6 +148,10 @@ class Sampler:
             latents = self.latents(conditioning[[row for row, _ in batch]], [s for _, s in batch])
             for (row, seed), image in zip(batch, self.decode(latents).cpu(), strict=True):
                 yield Sample(prompts[row], seed, image)
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Return the noise of each seed, (B, C, H, W), on the device."""
+        return self._noise([torch.Generator().manual_seed(seed) for seed in seeds])
 
     def _noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw one (C, H, W) of each generator, on the CPU; returns (B, C, H, W) on the device."""

@@ -87,6 +87,20 @@ class Denoising:
         """The indices of the steps that have a density, long (<= K,)."""
         return (self.std > MIN_STD).nonzero().squeeze(1)
 
+    def corrupt(self, x_0: Tensor, noise: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x_t at the levels of B steps, and what a denoiser should predict of it.
+
+        ``x_0`` and ``noise`` are (B, C, H, W), ``step`` is long (B,); both results (B, C, H, W).
+        """
+        signal, level = (each[step].view(-1, 1, 1, 1) for each in (self.signal, self.noise))
+        target = {
+            "epsilon": lambda: noise,
+            "v_prediction": lambda: signal * noise - level * x_0,
+            "flow": lambda: noise - x_0,
+            "sample": lambda: x_0,
+        }[self.prediction_type]()
+        return signal * x_0 + level * noise, target
+
     def distribution(self, output: Tensor, latents: Tensor, step: Tensor) -> Gaussian:
         """Return the distribution of x_{t-1} of B rows.
 
@@ -113,6 +127,22 @@ class Denoising:
         if self.clip_range is not None:
             x_0 = x_0.clamp(-self.clip_range, self.clip_range)
         return Gaussian(output, signal_next * x_0 + direction * epsilon, std)
+
+
+def share_of(steps: int, fraction: float) -> int:
+    """Return how many of some steps a fraction of them is: 1 at least."""
+    return max(1, round(fraction * steps))
+
+
+def with_window(schedule: Schedule, eta: float, fraction: float, rest: int) -> Schedule:
+    """Return a schedule with noise in a ``fraction`` of the steps that have some at ``eta``.
+
+    Those are the noisiest; ``rest`` steps follow (`Schedule.with_window`).
+    """
+    noisy = (eta * schedule.std > MIN_STD).nonzero().flatten()
+    if not len(noisy):
+        return schedule
+    return schedule.with_window(int(noisy[share_of(len(noisy), fraction) - 1]) + 1, rest)
 
 
 def log_prob(sample: Tensor, mean: Tensor, std: Tensor) -> Tensor:

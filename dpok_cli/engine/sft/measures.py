@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpok_cli.engine.runs.measures import Measure, Record
-from dpok_cli.engine.training.measures import EVALUATIONS, UPDATER
+from dpok_cli.engine.training.measures import EVALUATIONS, GRID, UPDATER
 
 
 def _too_few(records: Sequence[Record], config: Any) -> str | None:
@@ -55,4 +55,5 @@ SFT_MEASURES = (
     *(replace(one, label=LABELS.get(one.key, "")) for one in UPDATER),
     Measure("seconds/update", "Seconds of the steps."),
     EVALUATIONS,
+    *GRID,
 )

@@ -9,6 +9,7 @@ from dpok_cli.engine.runs.versions import note_versions
 from dpok_cli.engine.training.checkpoint import Checkpoints, Tree
 from dpok_cli.engine.training.outputs import Metrics, Outputs
 from dpok_cli.engine.training.session import Session
+from dpok_cli.engine.training.watch import Watch
 from dpok_cli.errors import InputError, RewardError, StopRequested
 from dpok_cli.rewards.combined import WeightedReward
 
@@ -41,10 +42,11 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
     """Train until the last round or until a stop is requested, yielding the records.
 
     A run that has checkpoints is resumed from the newest; it is told if the ``reward`` has changed.
-    After an error or a stop the adapter as trained so far is kept.
+    After an error or a stop the adapter as trained so far is kept. With `patience` it is the one of
+    the sample grid with the best reward, which the model has at the end.
     """
     config = session.config
-    outputs = Outputs(session, loop.unit)
+    outputs, watch = Outputs(session, loop.unit), Watch(session, reward)
     checkpoints = Checkpoints(
         session.run.checkpoints if session.run else None,
         config.keep,
@@ -54,6 +56,7 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
             "adapter": session.model.adapter,
             "updater": session.updater,
             "loop": loop,
+            "watch": watch,
         },
     )
     number = checkpoints.resume(session.warn)  # before anything is written: it may be refused
@@ -63,14 +66,23 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
         raise InputError(
             f"The run already has {number} {loop.unit}s: give --{loop.unit}s {number} or more."
         )
+    if watch.is_over:
+        raise InputError(
+            f"The run ended after {loop.unit} {number}, since {config.patience} sample grids in a"
+            " row brought no better reward: give a larger --patience, or 0, to train on."
+        )
     if session.run and session.is_main:
         note_versions(session.run.path, reward, session.warn)
     outputs.resume(number)
     session.accelerator.wait_for_everyone()
+    seen: Metrics = {}  # of the newest grid, until a record takes it
     try:
         if number in (0, loop.last) or _is_due(number, config.sample_every):
-            outputs.draw_grid(number, again=False)  # a stop may have come before it was drawn
-        while number < loop.last:
+            # A stop may have come before it was drawn, or measured.
+            seen = watch.see(number, outputs.draw_grid(number, again=watch.number != number))
+            if outputs.amend(number, seen):
+                seen = {}
+        while number < loop.last and not watch.is_over:
             try:
                 record = loop.advance(number + 1)
             except (StopRequested, RewardError) as reason:  # the state is still that of ``number``
@@ -80,20 +92,30 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
                     return
                 raise
             number += 1
+            failed: RewardError | None = None
+            if is_grid := number == loop.last or _is_due(number, config.sample_every):
+                try:
+                    seen = seen | watch.see(number, outputs.draw_grid(number))
+                except RewardError as error:  # raised below, when the round's work is kept
+                    failed = error
             if record:
+                record, seen = record | seen, {}
                 outputs.log(number, record)
-            ending = session.should_stop() or number == loop.last
-            if number == loop.last or _is_due(number, config.sample_every):
-                outputs.draw_grid(number)
-                outputs.save_adapter(loop.samples)
+            ending = session.should_stop() or number == loop.last or watch.is_over or failed
+            if is_grid:
+                outputs.save_adapter(loop.samples, watch.weights)
             if config.checkpoint_every and (ending or _is_due(number, config.checkpoint_every)):
                 checkpoints.write(number)
+            if failed:
+                raise failed
             if record:
                 yield record
             if ending:
                 return
     finally:
-        outputs.save_adapter(loop.samples)
+        outputs.save_adapter(loop.samples, watch.weights)
+        if watch.weights:
+            session.model.adapter.load_state_dict(watch.weights)
         loop.close()
         outputs.close()
 

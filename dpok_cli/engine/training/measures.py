@@ -32,6 +32,42 @@ UPDATER = (
     ),
     Measure("learning_rate", "Learning rate after the newest optimizer step.", form=".1e"),
 )
+
+
+def _less_diverse(records: Sequence[Record], config: Any) -> str | None:
+    kept = next((one[KEPT] for one in reversed(records) if KEPT in one), 1.0)
+    if kept >= 0.5:
+        return None
+    return (
+        f"The sample grid has {kept:.0%} of its first diversity: images of a prompt become alike."
+        " Raise --beta, or train for fewer rounds."
+    )
+
+
+KEPT = "grid/diversity_kept"
+#: What the sample grids measure, in every training; in the records of their rounds alone.
+GRID = (
+    Measure(
+        "grid/reward",
+        "Mean of the weighted reward over the sample grid, of the same seeds each time.",
+        "Rises. `--patience` ends training by it.",
+        label="grid reward",
+    ),
+    Measure(
+        "grid/diversity",
+        "Mean CLIP distance of images of one prompt in the sample grid; without a CLIP on this"
+        " machine there is none.",
+    ),
+    Measure(
+        KEPT,
+        "Diversity over that of the first grid, before training.",
+        "At least a half.",
+        label="diversity",
+        form=".0%",
+        advice=_less_diverse,
+    ),
+    Measure("grid/best", "Round or step of the grid with the best reward so far."),
+)
 EVALUATIONS = Measure(
     "denoiser_evaluations",
     "Rows that went through the denoiser so far, over all processes. Guidance takes two a sample."

@@ -1,9 +1,13 @@
 """What a run leaves for people and other tools: metrics, sample grids, the adapter and its card."""
 
+from torch import Tensor
+
 from dpok_cli.engine.bases.source import loading_code
 from dpok_cli.engine.lora.card import adapter_card
 from dpok_cli.engine.runs.files import replacing, write_text
+from dpok_cli.engine.runs.folder import number_of
 from dpok_cli.engine.sampling.pictures import grid
+from dpok_cli.engine.sampling.sampler import Sample
 from dpok_cli.engine.training.session import Session
 from dpok_cli.engine.training.tracker import Tracker
 from dpok_cli.errors import StopRequested
@@ -38,33 +42,60 @@ class Outputs:
             self.run.append(metrics)
         self.tracker.log(number, metrics)
 
-    def draw_grid(self, number: int, again: bool = True) -> None:
+    def amend(self, number: int, metrics: Metrics) -> bool:
+        """Add metrics to the record of round or step ``number``, which was logged without them.
+
+        Returns False if it has none, as steps between records.
+        """
+        if not self.run or not metrics or not number:
+            return True
+        history = self.run.history()
+        if not history or number_of(history[-1]) != number:
+            return False
+        self.run.cut(number - 1)
+        self.run.append(history[-1] | metrics)
+        self.tracker.log(number, metrics)
+        return True
+
+    def draw_grid(self, number: int, again: bool = True) -> list[Sample]:
         """Draw the sample grid, from the same seeds each time; not ``again`` if it is there.
 
-        There is none if a stop comes first.
+        Returns its samples, on rank 0. There are none if a stop comes first.
         """
         count = self.config.sample_count
         if not self.run or not self.config.sample_every or not count:
-            return
+            return []
         file = self.run.samples / f"{self.unit}-{number:05d}.png"
         if file.exists() and not again:
-            return
+            return []
         prompts = self.config.prompts[:count]
         each = count // len(prompts)
         try:
-            images = [one.image for one in self.sampler.sample(prompts, range(each))]
+            samples = list(self.sampler.sample(prompts, range(each)))
         except StopRequested:
-            return
+            return []
         columns = each if len(prompts) > 1 else max(1, round(each**0.5))
         self.run.samples.mkdir(exist_ok=True)
         with replacing(file) as temporary:
-            grid(images, columns).save(temporary, format="png")
+            grid([one.image for one in samples], columns).save(temporary, format="png")
+        return samples
 
-    def save_adapter(self, samples: int) -> None:
-        """Write the adapter, trained on ``samples`` images, and its model card."""
+    def save_adapter(self, samples: int, best: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter, trained on ``samples`` images, and its model card.
+
+        If ``best`` is another one's state, that is written, and the newest beside it.
+        """
         if not self.run:
             return
-        self.model.adapter.save(self.run.adapter)
+        adapter = self.model.adapter
+        if best:
+            adapter.save(self.run.last_adapter)
+            newest = {name: each.clone() for name, each in adapter.state_dict().items()}
+            adapter.load_state_dict(best)
+            adapter.save(self.run.adapter)
+            adapter.load_state_dict(newest)
+        else:
+            adapter.save(self.run.adapter)
         base = self.model.base
         kind = base.pipeline_class.__name__
         loading = loading_code(self.config, kind)

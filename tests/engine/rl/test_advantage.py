@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dpok_cli.engine.rl.advantage import PromptAdvantage, residuals
+from dpok_cli.engine.rl.advantage import PromptAdvantage, RewardAdvantage, residuals
 from dpok_cli.engine.rl.value import ValueFunction
 
 
 def per_prompt(rewards, prompts, starts):
     """Advantages of a first round."""
-    return PromptAdvantage().of_round(rewards, prompts, starts)
+    return PromptAdvantage().of_round(rewards, prompts, starts)[:, 0]
 
 
 def test_each_prompt_is_measured_against_itself():
@@ -81,20 +81,39 @@ def test_equal_rewards_say_nothing(value, samples):
 
 def test_the_unit_is_the_spread_of_all_rounds_so_far():
     advantages = PromptAdvantage()
-    first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))
+    first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))[:, 0]
     assert first.tolist() == pytest.approx([-1, 1], abs=1e-5)  # gaps of 3
     # gaps of 1: sum of squares 9 + 9 + 1 + 1 of 4 samples, so a unit of 5^0.5
-    later = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    later = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
     assert later.tolist() == pytest.approx([-(5**-0.5), 5**-0.5], abs=1e-5)
     # another prompt has a unit of its own
-    other = advantages.of_round(torch.tensor([4.0, 6.0]), ["b", "b"], range(2))
+    other = advantages.of_round(torch.tensor([4.0, 6.0]), ["b", "b"], range(2))[:, 0]
     assert other.tolist() == pytest.approx([-1, 1], abs=1e-5)
     # six rounds of nothing to tell apart lower the unit by no more than their share
     for _ in range(6):
-        equal = advantages.of_round(torch.tensor([5.0, 5.0]), ["a", "a"], range(2))
+        equal = advantages.of_round(torch.tensor([5.0, 5.0]), ["a", "a"], range(2))[:, 0]
         assert equal.tolist() == [0, 0]
-    last = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))
+    last = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
     assert last.tolist() == pytest.approx([-((22 / 18) ** -0.5), (22 / 18) ** -0.5], abs=1e-5)
+
+
+def test_the_image_is_compared_with_its_prompt_and_the_actions_with_their_x_t():
+    """Two x_T that decide all: 0 and 1 above, or below, whatever the noise."""
+    rewards = torch.tensor([1.0, 1.0, 3.0, 3.0])
+    both = PromptAdvantage().of_round(rewards, ["a"] * 4, [7, 7, 8, 8])
+    assert both[:, 0].tolist() == [0.0] * 4
+    assert both[:, 1].tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-5)
+    plain = RewardAdvantage().of_round(rewards, ["a"] * 4, [7, 7, 8, 8])
+    assert plain.tolist() == [[1.0, 1.0], [1.0, 1.0], [3.0, 3.0], [3.0, 3.0]]
+
+
+def test_the_units_of_actions_and_images_come_back():
+    one, other = PromptAdvantage(), PromptAdvantage()
+    one.of_round(torch.tensor([0.0, 2.0, 3.0, 9.0]), ["a"] * 4, [7, 7, 8, 8])
+    other.load_state_dict(one.state_dict())
+    again = (torch.tensor([1.0, 4.0]), ["a", "a"], [1, 2])
+    assert one.of_round(*again).tolist() == other.of_round(*again).tolist()
+    assert other.of_round(*again)[0, 0].abs() < 0.99  # the first round's residuals count
 
 
 def test_the_scale_of_a_reward_does_not_matter():

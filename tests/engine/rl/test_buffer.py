@@ -57,3 +57,24 @@ def test_its_state_comes_back(size):
     for buffer in (one, other):
         buffer.add(Numbers(torch.tensor([5])))
     assert one.examples.number.tolist() == other.examples.number.tolist()
+
+
+@dataclass(frozen=True)
+class Pairs(Batch):
+    first: Numbers
+    second: Numbers
+
+
+def test_batches_of_batches_are_cut_joined_and_stored_as_one():
+    def pairs(*numbers):
+        return Pairs(Numbers(torch.tensor(numbers)), Numbers(-torch.tensor(numbers)))
+
+    one, other = Buffer(5), Buffer(5)
+    one.add(pairs(1, 2))
+    one.add(pairs(3, 4))
+    other.load_state_dict(one.state_dict(), Pairs, torch.device("cpu"))
+    for buffer in (one, other):
+        assert len(buffer) == 4
+        taken = buffer[torch.tensor([3, 0])]
+        assert taken.first.number.tolist() == [2, 3]
+        assert taken.second.number.tolist() == [-2, -3]

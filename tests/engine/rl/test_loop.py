@@ -170,19 +170,29 @@ def test_the_loss_is_that_of_the_settings(
 
 
 @pytest.mark.parametrize("kl", ["epsilon", "gaussian"])
-def test_without_beta_the_kl_is_measured_on_some(
-    kl, rl_loop, make_model, make_config, green, shake
+@pytest.mark.parametrize(
+    ("beta", "fraction", "measured"), [(0.0, 1.0, 1), (0.0, 0.01, 1), (0.5, 0.25, 2), (0.5, 1.0, 9)]
+)
+def test_the_kl_is_of_some_transitions(
+    beta, fraction, measured, kl, rl_loop, make_model, make_config, green, shake
 ):
-    """One transition in eight goes through the reference, and the loss has nothing of it."""
-    config = make_config(beta=0.0, kl=kl, samples_per_round=9, batch_size=9, updates_per_round=1)
+    """They alone go through the reference; without beta the loss has nothing of it."""
+    config = make_config(
+        beta=beta,
+        kl_fraction=fraction,
+        kl=kl,
+        samples_per_round=9,
+        batch_size=9,
+        updates_per_round=1,
+    )
     loop = rl_loop(config, make_model(**GENTLE), green)
     loop.advance(1)
     shake(loop.sampler.model, size=0.02)
     batch = loop.buffer.examples[torch.arange(9)]
     before = loop.session.denoiser.evaluations
     found = loop.objective.loss(batch)
-    assert loop.session.denoiser.evaluations - before == 9 + 2
-    rows = torch.tensor([0, 8])
+    assert loop.session.denoiser.evaluations - before == 9 + measured
+    rows = torch.arange(measured)
     texts = loop.conditioning[batch.prompt[rows]]
     policy, reference = (
         draw(batch.latents[rows], batch.step[rows], texts)
@@ -191,9 +201,13 @@ def test_without_beta_the_kl_is_measured_on_some(
     expected = policy.kl(reference, kl).mean().item()
     assert found.measured["kl"].item() == pytest.approx(expected, rel=1e-3)
     assert expected > 1e-6
-    config = make_config(beta=0.0, kl=kl, alpha=1e-30)
-    small = rl_loop(config, loop.sampler.model, green)
-    assert abs(small.objective.loss(batch).loss.item()) < 1e-20
+    config = make_config(beta=beta, kl_fraction=fraction, kl=kl, alpha=1e-30)
+    small = rl_loop(config, loop.sampler.model, green)  # with a new adapter, which changes nothing
+    shake(loop.sampler.model, size=0.02)
+    found = small.objective.loss(batch)
+    divergence = found.measured["kl"].item()
+    assert divergence > 1e-6
+    assert found.loss.item() == pytest.approx(beta * divergence, abs=1e-20)
 
 
 # --------------------------------------------------------------------------------------- advantages

@@ -86,7 +86,7 @@ def test_log_probs_are_found_again_in_another_batch(
     sampler = sampler_of(model, 6, guidance_scale, 4)
     drawn, embeds = draw(sampler, [0, 1] * 3, range(6))
     steps = choose_steps(6, sampler.denoising.stochastic, 1.0, "random", torch.Generator())
-    taken = transitions(drawn, torch.zeros(6), torch.zeros(6), steps)
+    taken = transitions(drawn, torch.zeros(6), torch.zeros(6, 2), steps)
     assert len(taken) == 36
     for start in range(0, 36, 9):
         batch = taken[slice(start, start + 9)]
@@ -151,7 +151,8 @@ def numbered(samples=3, steps=5):
 def take(stochastic, fraction, seed=0, samples=3, choice="random"):
     random = torch.Generator().manual_seed(seed)
     steps = choose_steps(samples, torch.tensor(stochastic), fraction, choice, random)
-    rewards, advantages = torch.arange(samples) + 0.5, torch.arange(samples) - 0.5
+    rewards, of_actions = torch.arange(samples) + 0.5, torch.arange(samples) - 0.5
+    advantages = torch.stack([of_actions, torch.full_like(of_actions, 9.0)], dim=1)
     return transitions(numbered(samples), rewards, advantages, steps)
 
 

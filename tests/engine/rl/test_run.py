@@ -135,7 +135,7 @@ class Breaking(RewardModel):
 def test_a_broken_reward_stops_the_run_in_its_name(
     model, make_config, tmp_path, value, said, weights
 ):
-    config = make_config(runs_dir=str(tmp_path), rounds=5, sample_every=1)
+    config = make_config(runs_dir=str(tmp_path), rounds=5, sample_every=0)
     run = RunFolder.create(config)
     loop = train_rl(config, model, WeightedReward([(Breaking(value, rounds=2), 1.0)]), run)
     records = [next(loop), next(loop)]

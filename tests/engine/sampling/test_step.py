@@ -7,8 +7,14 @@ import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch.distributions import Normal, kl_divergence
 
-from dpok_cli.engine.bases.schedule import ddim_schedule
-from dpok_cli.engine.sampling.step import Denoising, epsilon_kl, gaussian_kl, log_prob
+from dpok_cli.engine.bases.schedule import ddim_schedule, flow_schedule
+from dpok_cli.engine.sampling.step import (
+    Denoising,
+    epsilon_kl,
+    gaussian_kl,
+    log_prob,
+    with_window,
+)
 
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 SD21 = NOISE | dict(
@@ -205,3 +211,67 @@ def test_kls_by_hand():
     assert epsilon_kl(one, other).tolist() == [2.5]
     assert gaussian_kl(one, other, torch.full((1, 1, 1, 1), 0.5)).tolist() == [2.5 / (2 * 0.25)]
     assert epsilon_kl(one, one).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(**NOISE), DDIMScheduler(**SD21)])
+def test_a_window_leaves_its_steps_and_ends_where_the_schedule_ends(scheduler):
+    whole = ddim_schedule(scheduler, 20)
+    window = whole.with_window(10, 4)
+    assert len(window.timesteps) == 14
+    for part, before in zip(window[:6], whole[:6], strict=True):
+        assert torch.equal(part[:10], before[:10])
+    assert window.std[:10].gt(0).all()
+    assert window.std[10:].eq(0).all()
+    # From the 11th level on in strides of 2.5 steps, each to where the next one begins.
+    assert window.timesteps[10:].tolist() == whole.timesteps[[10, 12, 15, 17]].tolist()
+    same(window.signal_next[10:], whole.signal_next[[11, 14, 16, 19]], "signal_next")
+    same(window.variance_next[10:], whole.variance_next[[11, 14, 16, 19]], "variance_next")
+    same(window.signal_next[9:-1], window.signal[10:], "the levels follow on one another")
+
+
+def test_a_window_may_keep_all_of_the_other_steps():
+    whole = ddim_schedule(DDIMScheduler(**NOISE), 8)
+    for rest in (0, 5, 9):
+        window = whole.with_window(3, rest)
+        assert window.timesteps.tolist() == whole.timesteps.tolist()
+        assert torch.equal(window.signal_next, whole.signal_next)
+        assert window.std.gt(0).tolist() == [True] * 3 + [False] * 5
+    everything = whole.with_window(8, 2)
+    assert all(map(torch.equal, everything[:6], whole[:6]))
+
+
+@pytest.mark.parametrize(("fraction", "noisy"), [(0.5, 4), (0.25, 3), (0.01, 2)])
+def test_the_window_is_a_share_of_the_steps_that_have_noise(fraction, noisy):
+    """Flow matching from pure noise: the first step and the last ones have none."""
+    sigmas = torch.linspace(1, 0, 9)
+    schedule = flow_schedule(sigmas, 1000 * sigmas[:-1])
+    assert schedule.std.gt(0).tolist() == [False, *[True] * 6, False]
+    window = with_window(schedule, 1.0, fraction, 1)
+    assert window.std.gt(0).tolist() == [False, *[True] * (noisy - 1), False]
+    assert with_window(schedule, 0.0, fraction, 1) is schedule
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_corrupt_adds_the_noise_of_a_level_and_its_target_leads_back(prediction):
+    scheduler = DDIMScheduler(**NOISE, prediction_type=prediction, clip_sample=False)
+    denoising = Denoising.of(ddim_schedule(scheduler, 10), 1.0)
+    x_0, noise = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0)).unbind(0)
+    step = torch.tensor([0, 4, 9])
+    noised, target = denoising.corrupt(x_0, noise, step)
+    timesteps = denoising.timesteps[step]
+    same(noised, scheduler.add_noise(x_0, noise, timesteps), "x_t")
+    expected = {
+        "epsilon": noise,
+        "v_prediction": scheduler.get_velocity(x_0, noise, timesteps),
+        "sample": x_0,
+    }
+    same(target, expected[prediction], "target")
+
+
+def test_corrupt_of_flow_matching():
+    sigmas = torch.tensor([0.8, 0.4, 0.0])
+    denoising = Denoising.of(flow_schedule(sigmas, 1000 * sigmas[:-1]), 0.0)
+    x_0, noise = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), -1.0)
+    noised, target = denoising.corrupt(x_0, noise, torch.tensor([1]))
+    assert noised.item() == pytest.approx(0.6 * 2.0 + 0.4 * -1.0)
+    assert target.item() == pytest.approx(-3.0)

@@ -23,6 +23,10 @@ FORMS = {
     "buffer": dict(buffer_size=16, gradient_accumulation=2),
     "schedule": dict(lr_schedule="cosine", lr_warmup_steps=2),
     "guided": dict(guidance_scale=3.0, sample_batch_size=3),
+    "window": dict(noise_window=True, rest_steps=1, timestep_fraction=0.5, kl_fraction=0.5),
+    "nft": dict(objective="nft", eta=0.0, group_size=1, guidance_scale=2.0, buffer_size=32),
+    "mixed": dict(objective="mixed", guidance_scale=2.0, buffer_size=32, least_signal=0.0),
+    "patience": dict(sample_every=1, patience=2),
 }
 
 
@@ -76,6 +80,7 @@ def go(make_model, make_config, tmp_path):
 def test_stopped_after_a_round(go, green, form, tmp_path):
     whole = go("whole", green, **FORMS[form])
     assert len(whole[0]) == 4
+    assert "grid/reward" in whole[0][1]
     go("cut", green, stop=has_lines(tmp_path / "cut/metrics.jsonl", 2), **FORMS[form])
     assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
     assert_same(go("cut", green, **FORMS[form]), whole)
@@ -143,10 +148,11 @@ def test_a_reward_with_random_numbers_of_its_own(go, tmp_path):
     assert_same(go("cut", reward), whole)
 
 
-def test_a_reward_that_fails_costs_no_round(go, green, tmp_path):
+@pytest.mark.parametrize(("scored", "kept"), [(5, 3), (3, 2)])  # in a rollout, and of a grid
+def test_a_reward_that_fails_costs_no_round(go, green, tmp_path, scored, kept):
     class Failing(RewardModel):
         name = "failing"
-        left = 3
+        left = scored
 
         def score_batch(self, images, prompts):
             self.left -= 1
@@ -158,7 +164,7 @@ def test_a_reward_that_fails_costs_no_round(go, green, tmp_path):
     whole = go("whole", green)
     with pytest.raises(RewardError, match="failing"):
         go("cut", WeightedReward([(Failing(), 1.0)]), checkpoint_every=100)
-    assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [3]
+    assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [kept]
     after = go("cut", green)
     for record in [*after[0], *whole[0]]:
         record.pop("reward/failing", None)

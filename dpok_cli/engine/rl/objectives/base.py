@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from dpok_cli.config.fields import at_least, setting, within
+
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
@@ -15,6 +17,27 @@ if TYPE_CHECKING:
     from dpok_cli.engine.rl.rollout import Batch, Trajectories
     from dpok_cli.engine.runs.measures import Measure
     from dpok_cli.engine.sampling.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class KLSettings:
+    """The settings of an objective with a KL penalty."""
+
+    beta: float = setting(
+        0.01, "Objective", "KL penalty weight, towards the reference model.", at_least(0)
+    )
+    kl_fraction: float = setting(
+        0.25,
+        "Objective",
+        "Fraction of an update's examples that the KL is taken of, each of which costs a pass of"
+        " the reference model. With --beta 0 it is measured on one in eight at most.",
+        within(0, 1, "(]"),
+    )
+
+    def kl_rows(self, examples: int) -> int:
+        """Return how many of a batch's examples, which are in random order, the KL is taken of."""
+        fraction = self.kl_fraction if self.beta else min(self.kl_fraction, 1 / 8)
+        return max(1, round(fraction * examples))
 
 
 @dataclass(frozen=True)
@@ -86,7 +109,10 @@ class Objective(ABC):
 
     @abstractmethod
     def choose(self, samples: int, random: Generator) -> Tensor:
-        """Return which parts of each of M samples to train on, (M, n), equal on all ranks."""
+        """Return which n parts of each of M samples to train on, (M, n) or (M, n, ...).
+
+        It is equal on all ranks.
+        """
 
     @abstractmethod
     def examples(
@@ -94,7 +120,8 @@ class Objective(ABC):
     ) -> Batch:
         """Return the M * n examples of M trajectories, those of a sample in a row.
 
-        ``rewards`` and ``advantages`` are (M,), ``chosen`` (M, n) is what `choose` returned.
+        ``rewards`` are (M,), ``advantages`` (M, 2): of the actions, and of the images
+        (`RewardAdvantage.of_round`); ``chosen`` is what `choose` returned.
         """
 
     @abstractmethod

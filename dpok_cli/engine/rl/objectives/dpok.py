@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dpok_cli.config import KLForm
-from dpok_cli.config.fields import above, at_least, must, setting
-from dpok_cli.engine.rl.objectives.base import Loss, Measured, Objective, Ranks
+from dpok_cli.config.fields import above, must, setting
+from dpok_cli.engine.rl.objectives.base import KLSettings, Loss, Measured, Objective, Ranks
 from dpok_cli.engine.runs.measures import Measure, Record
 from dpok_cli.errors import InputError
 
@@ -24,13 +24,10 @@ ClipForm = Literal["ppo", "clamp"]
 
 
 @dataclass(frozen=True)
-class DPOKSettings:
+class DPOKSettings(KLSettings):
     """The settings of the objective."""
 
     alpha: float = setting(1.0, "Objective", "Weight of the policy-gradient loss.", above(0))
-    beta: float = setting(
-        0.01, "Objective", "KL penalty weight, towards the reference model.", at_least(0)
-    )
     kl: KLForm = setting(
         "epsilon",
         "Objective",
@@ -119,8 +116,8 @@ class DPOK(Objective):
     measures: ClassVar[tuple[Measure, ...]] = (
         Measure(
             "kl",
-            "Mean KL (of the chosen form) to the pre-trained model, over the transitions trained"
-            " on; over one in eight of them with `--beta 0`.",
+            "Mean KL (of the chosen form) to the pre-trained model, over `--kl-fraction` of the"
+            " transitions trained on; over one in eight at most with `--beta 0`.",
             "Grows slowly. A jump means that the learning rate is too high.",
             label="kl",
             form=".2e",
@@ -154,6 +151,9 @@ class DPOK(Objective):
     def check(cls, config: Any) -> None:
         what = "> 0 to train (without noise there is no policy)"
         must(config.eta > 0, "eta", config.eta, what)
+        choice = config.timestep_choice
+        what = "noisiest with --noise-window, which leaves no noise elsewhere"
+        must(choice == "noisiest" or not config.noise_window, "timestep_choice", choice, what)
 
     @classmethod
     def kind(cls) -> type[Transitions]:
@@ -176,6 +176,8 @@ class DPOK(Objective):
 
         config, stochastic = self.config, self.sampler.denoising.stochastic
         fraction, choice = config.timestep_fraction, config.timestep_choice
+        if config.noise_window:  # which has left noise in that fraction of the steps
+            fraction = 1.0
         return choose_steps(samples, stochastic, fraction, choice, random)
 
     def examples(
@@ -187,17 +189,14 @@ class DPOK(Objective):
         return transitions(trajectories, rewards, advantages, chosen)
 
     def loss(self, batch: Transitions) -> Loss:
-        """Return `dpok_loss` of a batch of transitions.
-
-        With `beta` 0 the KL is no part of it, and is measured on one transition in eight.
-        """
+        """Return `dpok_loss` of a batch of transitions."""
         config = self.config
         texts = self.conditioning[batch.prompt].to(batch.latents.device)
         policy = self.sampler.policy(batch.latents, batch.step, texts)
-        some = slice(None, None, 1 if config.beta else 8)
+        some = slice(config.kl_rows(len(batch)))
         reference = self.sampler.reference(batch.latents[some], batch.step[some], texts[some])
         timesteps = self.sampler.denoising.timesteps[batch.step]
-        advantage = self.advantage.of_transitions(batch, texts, timesteps)
+        advantage = self.advantage.of_examples(batch, texts, timesteps)
         if config.advantage_clip:
             advantage = advantage.clamp(-config.advantage_clip, config.advantage_clip)
         return dpok_loss(

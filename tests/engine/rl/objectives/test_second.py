@@ -37,7 +37,7 @@ def test_a_second_objective_is_one_file(pipeline_folder, tmp_path):
         )
 
     shown = dpok("train-rl", "--help").stdout
-    assert "dpok|denoising" in shown
+    assert "dpok|nft|mixed|denoising" in shown
     assert "Weight of the denoising loss." in shown
 
     prompt = ("train-rl", "--model", str(pipeline_folder), "--prompt", "a cat", "--name", "second")

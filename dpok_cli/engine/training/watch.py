@@ -1,0 +1,95 @@
+"""What the sample grids say of a training: reward and diversity, the best adapter, when to end."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpok_cli.engine.distributed import run_on_main
+from dpok_cli.engine.evaluation.diversity import diversity
+from dpok_cli.engine.sampling.sampler import Sample
+from dpok_cli.engine.training.outputs import Metrics
+from dpok_cli.engine.training.session import Session
+from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.embedding import image_embedding
+
+
+class Watch:
+    """The measures of the sample grids so far, and the adapter of the one with the best reward."""
+
+    def __init__(self, session: Session, reward: WeightedReward):
+        self.session, self.reward = session, reward
+        self.patience, self.size = session.config.patience, session.config.sample_batch_size
+        self._embedding: Any = None
+        self.number = -1  # the newest grid's round or step
+        self.best, self.best_number = -math.inf, 0  # the reward, and the grid's number
+        self.since = 0  # grids after the best one
+        self.first_diversity = 0.0  # of the first grid, before training
+        self.weights: dict[str, Tensor] = {}  # of the best adapter, with patience alone
+
+    @property
+    def is_over(self) -> bool:
+        """Whether `patience` grids in a row had no better reward than the best before them."""
+        return 0 < self.patience <= self.since
+
+    def see(self, number: int, samples: Sequence[Sample]) -> Metrics:
+        """Measure a grid's ``samples``, drawn on rank 0 after round or step ``number``.
+
+        Returns what the next record is to have, the same on all ranks; nothing without samples.
+        Raises RewardError, with nothing changed, if the reward fails.
+        """
+        found = run_on_main(lambda: self._measure(samples), self.session.accelerator)
+        if not found:
+            return {}
+        self.number = number
+        kept = found.get("grid/diversity", 0.0)
+        self.first_diversity = self.first_diversity or kept
+        if self.first_diversity:
+            found["grid/diversity_kept"] = kept / self.first_diversity
+        if found["grid/reward"] > self.best:
+            self.best, self.best_number, self.since = found["grid/reward"], number, 0
+            if self.patience:
+                adapter = self.session.model.adapter
+                self.weights = {name: each.clone() for name, each in adapter.state_dict().items()}
+        else:
+            self.since += 1
+        return found | {"grid/best": self.best_number}
+
+    def _measure(self, samples: Sequence[Sample]) -> Metrics:
+        if not samples:
+            return {}
+        device = self.session.model.device
+        totals, spreads = [], []
+        for start in range(0, len(samples), self.size):
+            batch = samples[start : start + self.size]
+            images = torch.stack([one.image for one in batch]).to(device)
+            totals += self.reward.score(images, [one.prompt for one in batch]).total.tolist()
+        if self._embedding is None:
+            model = self.session.config.model
+            self._embedding = image_embedding(model, device, self.reward, rest=True) or False
+        for _, of_prompt in groupby(samples, lambda one: one.prompt):
+            images = torch.stack([one.image for one in of_prompt])
+            if self._embedding and len(images) > 1:
+                spreads.append(diversity(images, self._embedding.embed, self.size))
+        found = {"grid/reward": sum(totals) / len(totals)}
+        return found | ({"grid/diversity": sum(spreads) / len(spreads)} if spreads else {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "best": self.best,
+            "best_number": self.best_number,
+            "since": self.since,
+            "first_diversity": self.first_diversity,
+            "weights": self.weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.number = state["number"]
+        self.best, self.best_number = state["best"], state["best_number"]
+        self.since, self.first_diversity = state["since"], state["first_diversity"]
+        device = self.session.model.device
+        self.weights = {name: each.to(device) for name, each in state["weights"].items()}
