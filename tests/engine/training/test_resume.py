@@ -23,6 +23,7 @@ FORMS = {
     "buffer": dict(buffer_size=16, gradient_accumulation=2),
     "schedule": dict(lr_schedule="cosine", lr_warmup_steps=2),
     "guided": dict(guidance_scale=3.0, sample_batch_size=3),
+    "batch size": dict(auto_batch_size=True, batch_size=2, gradient_accumulation=2),
 }
 
 
