@@ -69,6 +69,8 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
     batch = min(settings.batch_size, max(fresh, settings.buffer_size))
     buffer = f", drawn from the last {settings.buffer_size}" if settings.buffer_size else ""
     parts = f" ({batch} x {accumulation})" if accumulation > 1 else ""
+    if settings.auto_batch_size:
+        parts = " (in passes that fit into memory)"
     return (
         f"A round: {images} images x {steps} steps; {fresh} of {images * steps} transitions"
         f"{buffer}, in {settings.updates_per_round} updates of {batch * accumulation}{parts}."

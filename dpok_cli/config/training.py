@@ -59,6 +59,13 @@ class TrainingConfig(SamplingConfig):
     gradient_accumulation: int = setting(
         1, "Optimisation", "Forward and backward passes per optimizer step.", at_least(1)
     )
+    auto_batch_size: bool = setting(
+        False,
+        "Optimisation",
+        "Choose the examples per pass by the memory that is free; --batch-size times"
+        " --gradient-accumulation is kept.",
+        may_change=True,
+    )
     learning_rate: float = setting(1e-3, "Optimisation", "AdamW learning rate.", above(0))
     lr_schedule: Schedule = setting(
         "constant", "Optimisation", "Learning-rate schedule after the warm-up."

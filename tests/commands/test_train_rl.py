@@ -196,6 +196,11 @@ def test_an_interrupted_run_keeps_its_plot_and_says_how_to_resume(train, run, in
             ["--preset=sd15"],
             [10, 50, 500, 500, 1000, 5, 48, 4, 12, 2000, 20000, 10000],
         ),
+        # the size of a pass is chosen
+        (
+            ["--preset=sd15", "--auto-batch-size"],
+            [10, 50, 500, 500, 1000, 5, 48, 2000, 20000, 10000],
+        ),
         # no batch is larger than what there is
         (
             ["--samples-per-round=2", "--num-inference-steps=5", "--rounds=1"],

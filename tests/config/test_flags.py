@@ -119,6 +119,7 @@ def test_all_that_may_change_on_resuming(kind, length):
         *("checkpoint_every", "keep", "sample_every", "sample_count", "evaluation_samples"),
         *("tracker", "device", "sample_batch_size", "gradient_checkpointing", "runs_dir", "model"),
         "patience",
+        "auto_batch_size",
         *("model_config", "vae", "evaluation_steps", "evaluation_eta", "offload"),
         *(("dataset",) if kind is TrainSFTConfig else ()),
     }

@@ -6,6 +6,7 @@ everywhere else; packing and the like stay within one call of a base.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -40,13 +41,13 @@ class Base(ABC):
         """The denoiser."""
         return getattr(self.pipeline, self.family.denoiser)
 
-    @property
+    @cached_property  # diffusers looks at all weights, which is much for every call
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        return next(self.network.parameters()).device
 
     @property
     def scale(self) -> int:

@@ -22,6 +22,7 @@ from dpok_cli.engine.lora.layers import (
     check_fit,
     detach,
     lora_layers,
+    use_fast_layers,
     weights_of,
 )
 from dpok_cli.engine.lora.weights import Lora, Part, rank_and_alpha, targets
@@ -99,6 +100,7 @@ class Adapter:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.network.add_adapter(config, adapter_name=NAME)
+        use_fast_layers(self.network)
         for parameter in self.parameters():
             parameter.data = parameter.data.float()  # optimizers need them in float32
 

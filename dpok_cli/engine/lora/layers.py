@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig
+from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -15,6 +16,26 @@ from dpok_cli.errors import InputError
 NAME = "default"
 
 ADVICE = "Give --model the model that it was trained on."
+
+
+class Linear(PeftLinear):
+    """peft's layer, with the LoRA added to the layer's output in one pass in place of three."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        down, up = self.lora_A[NAME].weight, self.lora_B[NAME].weight
+        same = x.dtype == down.dtype or torch.is_autocast_enabled(x.device.type)
+        if self.disable_adapters or self.merged or args or kwargs or not same:
+            return super().forward(x, *args, **kwargs)
+        output, inner = self.base_layer(x), nn.functional.linear(x, down)
+        flat = output.flatten(0, -2), inner.flatten(0, -2)
+        return torch.addmm(*flat, up.T, alpha=self.scaling[NAME]).view_as(output)
+
+
+def use_fast_layers(network: nn.Module) -> None:
+    """Turn the linear LoRA layers of a network into `Linear`."""
+    for layer in lora_layers(network).values():
+        if type(layer) is PeftLinear and isinstance(layer.base_layer, nn.Linear):
+            layer.__class__ = Linear
 
 
 def lora_layers(network: Any) -> dict[str, BaseTunerLayer]:
@@ -35,6 +56,7 @@ def attach(network: Any, part: Part, dtype: torch.dtype | None = None) -> None:
     config = LoraConfig(**peft_config(part) | {"target_modules": "|".join(map(_exactly, own))})
     with torch.random.fork_rng():
         network.add_adapter(config, adapter_name=NAME)
+    use_fast_layers(network)
     layers = lora_layers(network)
     assert layers.keys() == own.keys()
     for layer, weights in own.items():

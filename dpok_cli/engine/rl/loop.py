@@ -197,14 +197,16 @@ class RLLoop:
         batches = min(config.gradient_accumulation, -(-len(self.buffer) // config.batch_size))
         measured: list[Measured] = []
         norms: list[Tensor] = []
-        for update in range(config.updates_per_round):
-            for batch in range(1, batches + 1):
-                rows = shard(next(order), self.accelerator).to(self.device)
-                with self.updater.accumulate(last=batch == batches):
-                    loss = self.objective.loss(self.buffer[rows])
-                    self.updater.backward(loss.loss / batches)
-                fresh = rows < self.buffer.fresh
-                measured.append(Measured(update, fresh, loss.loss.detach(), loss.measured))
+
+        def compute(rows: Tensor) -> tuple[Tensor, Measured]:
+            rows = rows.to(self.device)
+            loss = self.objective.loss(self.buffer[rows])
+            fresh = rows < self.buffer.fresh
+            return loss.loss, Measured(len(norms), fresh, loss.loss.detach(), loss.measured)
+
+        for _ in range(config.updates_per_round):
+            rows = [next(order) for _ in range(batches)]
+            measured += self.updater.accumulate_over(rows, compute)
             norms.append(self.updater.step())
         return {
             **self.objective.metrics(measured, self),

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.engine.bases.model import DiffusionModel
-from dpok_cli.engine.distributed import all_mean, check_divisible, shard
+from dpok_cli.engine.distributed import all_mean, check_divisible
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sft.dataset.collect import ImageSet, collect
-from dpok_cli.engine.sft.objective import Examples, SFTObjective
+from dpok_cli.engine.sft.objective import Errors, Examples, SFTObjective
 from dpok_cli.engine.training.driver import drive
 from dpok_cli.engine.training.outputs import Metrics
 from dpok_cli.engine.training.session import Session
@@ -111,17 +111,16 @@ class SFTLoop:
         is_due = number % config.log_every == 0 or number == config.steps
 
         losses, denoising, kls = [], [], []
+
+        def compute(mine: Tensor) -> tuple[Tensor, Errors]:
+            examples = self.examples(*(each[mine] for each in (rows, timesteps, noise, dropped)))
+            errors = self.objective.loss(examples, with_kl=is_due)
+            loss = errors.loss * self.share
+            return loss, errors._replace(loss=loss.detach())
+
         batches = torch.arange(size).split(config.batch_size)
-        for batch in batches:
-            mine = shard(batch, self.accelerator)
-            with self.updater.accumulate(last=batch is batches[-1]):
-                examples = self.examples(
-                    *(each[mine] for each in (rows, timesteps, noise, dropped))
-                )
-                errors = self.objective.loss(examples, with_kl=is_due)
-                loss = errors.loss * self.share
-                self.updater.backward(loss / len(batches))
-            losses.append(loss.detach())
+        for errors in self.updater.accumulate_over(batches, compute):
+            losses.append(errors.loss)
             denoising.append(errors.denoising)
             kls += [] if errors.kl is None else [errors.kl]
         norm = self.updater.step()

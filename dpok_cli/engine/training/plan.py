@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from dpok_cli.config import TINY, TrainingConfig
@@ -20,6 +21,7 @@ from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.bases.parts import DTYPES
 from dpok_cli.engine.bases.source import locate
 from dpok_cli.engine.bases.structure import size_of_denoiser, structure
+from dpok_cli.engine.distributed import all_gather_object
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS
@@ -29,6 +31,10 @@ FLOAT = 4  # bytes; latents, images, the adapter and its optimizer are in float3
 
 #: What a process has on a GPU before anything of ours: CUDA's context and its libraries.
 CONTEXT = 600_000_000
+
+#: With --auto-batch-size: examples of a pass in a process at the most, and the share of the free
+#: memory that they may fill.
+MOST, FILLED = 64, 0.8
 
 #: Bytes of a large denoiser; Stable Diffusion v1 has 1.7 GB in half precision.
 LARGE = 10**9
@@ -83,12 +89,9 @@ def plan_memory(config: TrainingConfig, device: torch.device, processes: int = 1
     """
     on_cpu = device.type == "cpu"
     libraries = psutil.Process().memory_info().rss if on_cpu else CONTEXT
-    model = DiffusionModel(structure(config), config.height, config.width)
+    model = _without_weights(config)
     encoders = sum(size_of(each) for each in model.base.encoders().values())
     vae = {"VAE": size_of(model.pipeline.vae)}
-    model.adapter.add(config.lora_rank, config.lora_alpha, config.lora_targets, 0)
-    if config.gradient_checkpointing:
-        model.base.network.enable_gradient_checkpointing()
     weights = sum(weight.numel() for weight in model.adapter.parameters())
     files, unknown = _rewards(config)
     rewards = {"rewards": files}
@@ -116,6 +119,15 @@ def plan_memory(config: TrainingConfig, device: torch.device, processes: int = 1
         psutil.virtual_memory().total // processes if on_cpu else torch.cuda.mem_get_info(device)[1]
     )
     return Plan(phases, memory, unknown)
+
+
+def _without_weights(config: TrainingConfig) -> DiffusionModel:
+    """Return the model of a training, with its adapter, on the meta device."""
+    model = DiffusionModel(structure(config), config.height, config.width)
+    model.adapter.add(config.lora_rank, config.lora_alpha, config.lora_targets, 0)
+    if config.gradient_checkpointing:
+        model.base.network.enable_gradient_checkpointing()
+    return model
 
 
 def check_plan(
@@ -151,6 +163,29 @@ def check_plan(
     )
 
 
+def fitting_batch_size(config: TrainingConfig, accelerator: Accelerator) -> int:
+    """Return how many examples of an optimizer step to take in a pass, equal on all ranks.
+
+    It divides the step's examples, and is a multiple of the processes. As many are taken as fit
+    into the free memory, but no more than MOST a process: more are no faster.
+    """
+    device, processes = accelerator.device, accelerator.num_processes
+    config = replace(config, auto_batch_size=True)
+    batches = _Batches(_without_weights(config), config, processes, device.type == "cpu")
+    fitting = int(FILLED * _free_memory(device, processes) / batches.update())
+    most = min(MOST, *all_gather_object(fitting, accelerator))
+    examples = config.batch_size * config.gradient_accumulation // processes
+    return processes * max(n for n in range(1, max(most, 1) + 1) if examples % n == 0)
+
+
+def _free_memory(device: torch.device, processes: int) -> int:
+    """Return the bytes that a process can still use."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available // processes
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 def gigabytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
 
@@ -161,7 +196,8 @@ def _less(
     """Yield changes that need less memory in a phase, those that change no result first."""
     if phase == "update" and not config.gradient_checkpointing:
         yield {"gradient_checkpointing": True}
-    if phase == "update" and config.batch_size > processes and config.batch_size % processes == 0:
+    whole = config.batch_size > processes and config.batch_size % processes == 0
+    if phase == "update" and whole and not config.auto_batch_size:
         parts = config.batch_size // processes
         yield {
             "batch_size": processes,
@@ -206,7 +242,8 @@ class _Batches:
         self.model, self.dtype = model, DTYPES[config.precision]
         images = max(1, *(each.images for each in config.held()))
         self.drawn = min(config.sample_batch_size, -(-images // processes))
-        self.trained = -(-config.batch_size // processes)
+        # One example will do where --auto-batch-size takes no more than fit.
+        self.trained = 1 if config.auto_batch_size else -(-config.batch_size // processes)
         self.networks = (model.base.network, model.pipeline.vae)
         self.mode = without_values(*self.networks)
         self.sampler = self._sampler(config)

@@ -55,7 +55,7 @@ class Session:
         #: The denoiser that is trained; it counts the evaluations of training alone.
         self.denoiser = Denoiser(model.base, prepared, model.adapter)
         self.sampler = self.sampler_of(config, self.denoiser)
-        self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps)
+        self.updater = Updater(config, model.adapter, prepared, self.accelerator, steps, self.warn)
         self.conditioning = model.encode(config.prompts, config.negative_prompt)  # of P prompts
 
     def __enter__(self) -> Self:

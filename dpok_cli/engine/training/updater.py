@@ -1,17 +1,23 @@
 """Optimizer steps on an adapter: gradients are gathered, clipped and applied, or skipped."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import release_memory
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from dpok_cli.config import TrainingConfig
+from dpok_cli.engine.distributed import shard
 from dpok_cli.engine.lora.adapter import Adapter
+from dpok_cli.engine.training.plan import fitting_batch_size
 from dpok_cli.errors import TrainingError
+
+Value = TypeVar("Value")
 
 #: Steps in a row whose gradient may be not finite before a run ends. fp16's gradient scaler starts
 #: high on purpose and needs some.
@@ -28,10 +34,13 @@ class Updater:
         network: nn.Module,
         accelerator: Accelerator,
         steps: int,
+        warn: Callable[[str], None] = warnings.warn,
     ):
         """``network`` is what accelerate prepared; ``steps`` are the optimizer steps of the run."""
         self.config, self.adapter, self.network = config, adapter, network
-        self.accelerator = accelerator
+        self.accelerator, self.warn = accelerator, warn
+        #: Examples per forward and backward pass, over all processes; 0 until it is chosen.
+        self.batch_size = 0 if config.auto_batch_size else config.batch_size
         optimizer = torch.optim.AdamW(
             adapter.parameters(),
             lr=config.learning_rate,
@@ -52,6 +61,58 @@ class Updater:
     @property
     def learning_rate(self) -> float:
         return self.schedule.get_last_lr()[0]
+
+    def accumulate_over(
+        self, batches: Sequence[Tensor], compute: Callable[[Tensor], tuple[Tensor, Value]]
+    ) -> list[Value]:
+        """Add the gradients of a step's loss, the mean over its ``batches`` of rows.
+
+        ``compute`` takes rows of this rank, long (b,), and returns their mean loss, a scalar, with
+        anything else; the latter is returned of each pass. The passes are on `batch_size` rows.
+        After an out-of-memory error on a GPU that is halved, and the gradients are taken again.
+        """
+        while True:
+            passes = self._passes(batches)
+            try:
+                return self._accumulate(passes, compute)
+            except torch.cuda.OutOfMemoryError:
+                size = max(len(rows) for rows, _ in passes)
+                # Other ranks would wait for this one's gradients.
+                if size == 1 or self.accelerator.num_processes > 1:
+                    raise
+            # Past the error, which holds what is in memory.
+            self.optimizer.zero_grad()
+            release_memory()
+            self.batch_size = -(-size // 2)
+            self.warn(
+                f"Out of memory with {size} examples per pass: from here on they are"
+                f" {self.batch_size}, and the results are the same up to rounding."
+            )
+
+    def _accumulate(
+        self,
+        passes: Sequence[tuple[Tensor, float]],
+        compute: Callable[[Tensor], tuple[Tensor, Value]],
+    ) -> list[Value]:
+        values = []
+        for number, (rows, parts) in enumerate(passes, 1):
+            with self.accumulate(last=number == len(passes)):
+                loss, value = compute(shard(rows, self.accelerator))
+                self.backward(loss / parts)
+            values.append(value)
+        return values
+
+    def _passes(self, batches: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
+        """Return the rows of each pass, and by what its loss is divided."""
+        if not self.batch_size:
+            self.batch_size = fitting_batch_size(self.config, self.accelerator)
+        if len({*map(len, batches)}) == 1:
+            batches = [torch.cat([*batches])]
+        return [
+            (rows, len(batches) * len(batch) / len(rows))
+            for batch in batches
+            for rows in batch.split(self.batch_size)
+        ]
 
     @contextmanager
     def accumulate(self, last: bool) -> Iterator[None]:
@@ -97,6 +158,7 @@ class Updater:
             "scaler": scaler.state_dict() if scaler else {},
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
+            "batch_size": [*self._given_batch_size, self.batch_size],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,6 +167,13 @@ class Updater:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        # As before, so that a resume changes nothing; unless another is asked for.
+        *given, used = state.get("batch_size", [0])
+        self.batch_size = used if given == self._given_batch_size else self.batch_size
+
+    @property
+    def _given_batch_size(self) -> list[int | bool]:
+        return [self.config.batch_size, self.config.auto_batch_size]
 
 
 def optimizer_state(state: dict[str, Any]) -> dict[str, Any]:

@@ -212,3 +212,15 @@ def test_two_precisions_in_one_process(make_config, green):
     for precision in ("fp32", "bf16"):
         config = make_config(precision=precision, rounds=1)
         assert len(train(config, load(config), green)) == 1
+
+
+def test_the_size_of_a_pass_changes_nothing(make_model, make_config, green, weights):
+    def trained(**changes):
+        model = make_model()
+        sizes = dict(batch_size=2, gradient_accumulation=3, timestep_fraction=1.0)
+        list(train_rl(make_config(**sizes | changes), model, green))
+        return weights(model)
+
+    plain = trained()
+    assert torch.allclose(trained(auto_batch_size=True), plain, atol=1e-5)
+    assert not torch.allclose(trained(gradient_accumulation=2), plain, atol=1e-5)

@@ -27,6 +27,7 @@ FORMS = {
     "nft": dict(objective="nft", eta=0.0, group_size=1, guidance_scale=2.0, buffer_size=32),
     "mixed": dict(objective="mixed", guidance_scale=2.0, buffer_size=32, least_signal=0.0),
     "patience": dict(sample_every=1, patience=2),
+    "batch size": dict(auto_batch_size=True, batch_size=2, gradient_accumulation=2),
 }
 
 

@@ -144,3 +144,107 @@ def test_its_state_comes_back(make):
         updater.backward((weight * torch.tensor([2.0, -1.0])).sum())
         updater.step()
     assert torch.equal(first, second)
+
+
+def mean_of(weight, seen=None, most=99):
+    """Makes a loss of rows: the mean of weight * (row, 1); more rows than ``most`` do not fit."""
+
+    def compute(rows):
+        if seen is not None:
+            seen.append(len(rows))
+        loss = (weight * torch.stack([rows.float(), torch.ones(len(rows))], 1)).sum(1).mean()
+        if len(rows) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return loss, len(rows)
+
+    return compute
+
+
+def test_passes_of_any_size_have_the_gradient_of_the_batches_that_are_set(make):
+    gradients = []
+    for size in (4, 2, 3, 12):
+        updater, weight = make(batch_size=4, gradient_accumulation=3)
+        updater.batch_size = size
+        batches = torch.arange(12.0).split(4)
+        assert updater.accumulate_over(batches, mean_of(weight)) == [size] * (12 // size)
+        gradients.append(weight.grad.tolist())
+    assert gradients == [pytest.approx([5.5, 1.0])] * 4
+
+
+def test_a_smaller_last_batch_counts_as_much_as_the_others(make):
+    updater, weight = make(batch_size=4, gradient_accumulation=2)
+    updater.batch_size = 2
+    assert updater.accumulate_over(torch.arange(6.0).split(4), mean_of(weight)) == [2, 2, 2]
+    assert weight.grad.tolist() == pytest.approx([(1.5 + 4.5) / 2, 1.0])
+
+
+def test_after_out_of_memory_the_step_is_taken_in_smaller_passes(make):
+    lines, seen = [], []
+    updater, weight = make(batch_size=12)
+    updater.warn = lines.append
+    batches = [torch.arange(12.0)]
+    assert updater.accumulate_over(batches, mean_of(weight, seen, most=3)) == [3] * 4
+    assert seen == [12, 6, 3, 3, 3, 3]
+    assert weight.grad.tolist() == pytest.approx([5.5, 1.0])
+    assert [line.partition(":")[0] for line in lines] == [
+        "Out of memory with 12 examples per pass",
+        "Out of memory with 6 examples per pass",
+    ]
+    updater.accumulate_over(batches, mean_of(weight, seen))
+    assert seen[6:] == [3] * 4  # it stays so
+    resumed, _ = make(batch_size=12)
+    resumed.load_state_dict(updater.state_dict())
+    assert resumed.batch_size == 3
+    other, _ = make(batch_size=2, gradient_accumulation=6)
+    other.load_state_dict(updater.state_dict())
+    assert other.batch_size == 2  # the user asks for it
+    chosen, _ = make(batch_size=12, auto_batch_size=True)
+    chosen.load_state_dict(updater.state_dict())
+    assert chosen.batch_size == 0  # to be chosen
+
+
+def test_out_of_memory_in_the_middle_of_a_step_leaves_none_of_its_gradients(make):
+    updater, weight = make(batch_size=4, gradient_accumulation=3)
+    updater.warn = lambda line: None
+    compute, failed = mean_of(weight), []
+
+    def fails_once(rows):
+        if rows[0] == 4 and not failed:
+            failed.append(rows)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return compute(rows)
+
+    assert updater.accumulate_over(torch.arange(12.0).split(4), fails_once) == [2] * 6
+    assert weight.grad.tolist() == pytest.approx([5.5, 1.0])
+
+
+def test_one_example_that_does_not_fit_ends_the_run(make):
+    updater, weight = make(batch_size=2)
+    updater.warn = lambda line: None
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        updater.accumulate_over([torch.arange(2.0)], mean_of(weight, most=0))
+
+
+@pytest.mark.parametrize(
+    ("free", "size"),
+    [(10**12, 12), (5.9 / 0.8, 4), (1.5 / 0.8, 1), (0.0, 1)],
+)
+def test_the_batch_size_is_chosen_by_the_free_memory(make, monkeypatch, free, size):
+    from dpok_cli.engine.training import plan
+
+    updater, weight = make(batch_size=4, gradient_accumulation=3, auto_batch_size=True)
+    config = updater.config
+    model = plan._without_weights(config)
+    example = plan._Batches(model, config, processes=1, on_cpu=True).update()
+    monkeypatch.setattr(plan, "_free_memory", lambda device, processes: free * example)
+    random = torch.get_rng_state()
+    passes = updater.accumulate_over(torch.arange(12.0).split(4), mean_of(weight))
+    assert passes == [size] * (12 // size)
+    assert weight.grad.tolist() == pytest.approx([5.5, 1.0])
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_no_more_examples_are_taken_than_pay(make):
+    updater, weight = make(batch_size=128, gradient_accumulation=3, auto_batch_size=True)
+    passes = updater.accumulate_over(torch.arange(384.0).split(128), mean_of(weight))
+    assert passes == [64] * 6
