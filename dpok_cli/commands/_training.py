@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -201,7 +202,14 @@ class Job:
         from dpok_cli.engine.evaluation.compare import compare
 
         with advice_when_full(self.settings, self.resume, self.processes):
-            summary = compare(self.model, self.reward, self.settings, self.run, self._held_out())
+            summary = compare(
+                self.model,
+                self.reward,
+                self.settings,
+                self.run,
+                self._held_out(),
+                partial(console.progress, quiet=self.quiet),
+            )
         if "before" in summary:
             before, after = summary["before"], summary["after"]
             if len(self.reward.names) == 1:

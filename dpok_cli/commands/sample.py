@@ -109,7 +109,7 @@ def sample(
     with advice_when_full(settings):
         model = load(settings, adapter)
         Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
-        check_memory(settings, model, Held("seeds", images=total))  # the grid is of all images
+        check_memory(settings, model, Held("seeds", images=min(total, settings.sample_batch_size)))
         picture = write_samples(
             model,
             settings,
@@ -118,6 +118,7 @@ def sample(
             adapter=adapter,
             before=before,
             progress=lambda drawn: console.progress(drawn, total, "Drawing", quiet),
+            warn=console.say,
         )
     console.say(str(picture), console.out)
 

@@ -158,8 +158,8 @@ class TrainingConfig(SamplingConfig):
     evaluation_samples: int = setting(
         32,
         "Run",
-        "Images scored before and after training, on fresh seeds; 0 skips this.",
-        at_least(0),
+        "Images scored before and after training, in all, on fresh seeds; 0 skips this.",
+        within(0, 100_000),
         may_change=True,
     )
     evaluation_steps: int = setting(
@@ -192,7 +192,7 @@ class TrainingConfig(SamplingConfig):
     def held(self) -> list[Held]:
         grids = self.sample_count if self.sample_every else 0
         return [
-            Held("evaluation_samples", images=self.evaluation_samples),
+            Held("evaluation_samples", images=min(self.evaluation_samples, self.sample_batch_size)),
             Held("sample_count", images=grids),
         ]
 

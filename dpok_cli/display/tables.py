@@ -66,10 +66,12 @@ def evaluation_table(results: dict[str, Any]) -> Group:
         number = len({row["prompt"] for row in rows if row["scope"] == "prompt"})
         title = f"{group} ({number} prompt{'s' if number > 1 else ''})"
         parts += [(title, [row for row in rows if row["scope"] == "group"])]
-        categories = {row["category"]: None for row in rows if row["scope"] == "category"}
-        for category in categories if len(categories) > 1 else ():
-            own = [row for row in rows if (row["scope"], row["category"]) == ("category", category)]
-            parts.append((f"{group}, {category}", own))
+        categories: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if row["scope"] == "category":
+                categories.setdefault(row["category"], []).append(row)
+        if len(categories) > 1:
+            parts += [(f"{group}, {category}", own) for category, own in categories.items()]
     return Group(*(_Scores(title, rows, trained) for title, rows in parts))
 
 

@@ -24,7 +24,7 @@ CASES = {
     "batch of sft": ("train-sft --batch-size=1000000000", "--batch-size 1000000000 needs more"),
     "evaluation": (
         "train-sft --evaluation-samples=1000000000",
-        "--evaluation-samples 1000000000 needs more than",
+        "--evaluation-samples 1000000000: must be in",
     ),
     "grid": (
         "train-rl --sample-every=1 --sample-count=1000000000",
@@ -36,7 +36,11 @@ CASES = {
         "evaluate --num-inference-steps=1000000000",
         "this model has 999 at most",
     ),
-    "grid of sample": (f"{SAMPLE} --width=2048 --height=2048", "--seeds 0-99999 needs more than"),
+    "batch of sample": (
+        f"{SAMPLE} --width=2048 --height=2048 --sample-batch-size=100000",
+        "--seeds 0-99999 needs more than",
+    ),
+    "seeds of sample": ("sample --prompt=cat --seeds=0-999999999", "at most 100000 seeds"),
 }
 
 

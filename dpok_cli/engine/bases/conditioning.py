@@ -68,12 +68,15 @@ class Text:
         return Text(embeds, self.pooled, nn.functional.pad(mask, (0, more)))
 
     @staticmethod
-    def cat(parts: Sequence[Text]) -> Text:
-        """Return the rows of several texts, one after another; shorter ones are padded."""
+    def cat(parts: Sequence[Text], length: int = 0) -> Text:
+        """Return the rows of several texts, one after another; shorter ones are padded.
+
+        With a ``length`` all are padded to it, and have a mask.
+        """
         parts = [part for part in parts if len(part)] or parts[:1]
-        lengths = {part.embeds.shape[1] for part in parts}
-        if len(lengths) > 1 or any(part.mask is not None for part in parts):
-            parts = [part.padded(max(lengths)) for part in parts]
+        length = length or Text.common_length(parts)
+        if length:
+            parts = [part.padded(length) for part in parts]
         pooled = [part.pooled for part in parts if part.pooled is not None]
         masks = [part.mask for part in parts if part.mask is not None]
         return Text(
@@ -82,22 +85,59 @@ class Text:
             torch.cat(masks) if masks else None,
         )
 
+    @staticmethod
+    def common_length(parts: Sequence[Text]) -> int:
+        """Return the L that texts have to be padded to; 0 if they need no padding."""
+        lengths = {part.embeds.shape[1] for part in parts}
+        if len(lengths) > 1 or any(part.mask is not None for part in parts):
+            return max(lengths)
+        return 0
+
+
+class Texts:
+    """The embeddings of P prompts, of which only the rows of a batch are put together.
+
+    P may be so large that memory cannot hold them twice.
+    """
+
+    def __init__(self, prompts: Sequence[Text], none: Text):
+        """``prompts`` are P texts of one row; ``none`` is one without rows."""
+        self._prompts, self._none = prompts, none
+        # Of all of them, so that a row does not depend on its batch.
+        self._length = Text.common_length(prompts)
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, rows: Rows) -> Text:
+        if isinstance(rows, Tensor):
+            rows = rows.tolist()
+        chosen = (
+            self._prompts[rows] if isinstance(rows, slice) else [self._prompts[row] for row in rows]
+        )
+        return Text.cat([self._none, *chosen], self._length)
+
 
 @dataclass(frozen=True)
 class Conditioning:
     """The texts of B prompts, and that of the negative prompt for guidance."""
 
-    prompts: Text  # B rows
+    texts: Text | Texts  # B rows
     negative: Text  # one row
     #: The same texts for the reference model; None if the adapter does not change them.
     reference: Conditioning | None = None
 
+    @property
+    def prompts(self) -> Text:
+        """The texts put together, which are for a batch."""
+        return self.texts[:]
+
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.texts)
 
     def __getitem__(self, rows: Rows) -> Conditioning:
         reference = None if self.reference is None else self.reference[rows]
-        return Conditioning(self.prompts[rows], self.negative, reference)
+        return Conditioning(self.texts[rows], self.negative, reference)
 
     def to(self, device: torch.device) -> Conditioning:
         reference = None if self.reference is None else self.reference.to(device)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dpok_cli.engine.bases.base import Base
-from dpok_cli.engine.bases.conditioning import Conditioning, Text
+from dpok_cli.engine.bases.conditioning import Conditioning, Text, Texts
 from dpok_cli.engine.lora.layers import ADVICE, attach, check_fit, detach
 from dpok_cli.engine.lora.weights import Lora
 from dpok_cli.errors import InputError
@@ -57,17 +57,19 @@ class TextEncoders:
         if missing or negative not in negatives:
             with self.present(lora or {}, source):
                 self._encode(missing, negative, known)
-        rows = Text.cat([negatives[negative][:0], *(texts[prompt] for prompt in prompts)])
+        rows = Texts([texts[prompt] for prompt in prompts], negatives[negative][:0])
         return Conditioning(rows, negatives[negative], reference)
 
     @torch.no_grad()
     def _encode(self, missing: Sequence[str], negative: str, known: Known) -> None:
         for start in range(0, max(1, len(missing)), BATCH):
             chunk = missing[start : start + BATCH]
-            encoded, without = self.base.encode(chunk or [negative], negative)
+            encoded, without = (
+                each.to(device="cpu") for each in self.base.encode(chunk or [negative], negative)
+            )
             for row, prompt in enumerate(chunk):
-                known[0][prompt] = encoded[[row]].to(device="cpu").trimmed()
-            known[1][negative] = without.to(device="cpu").trimmed()
+                known[0][prompt] = encoded[row : row + 1].trimmed()[[0]]  # a copy of this alone
+            known[1][negative] = without.trimmed()[[0]]
 
     @contextmanager
     def present(self, lora: Lora | None = None, source: str = "") -> Iterator[None]:

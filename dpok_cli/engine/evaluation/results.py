@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dpok_cli.engine.evaluation.contenders import BASE
-from dpok_cli.engine.evaluation.diversity import diversity, pixel_distance
+from dpok_cli.engine.evaluation.diversity import Pile, diversity, pixel_distance
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
 from dpok_cli.engine.evaluation.hacking import hacking_warnings
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
@@ -49,6 +49,8 @@ def summarise(
     Without an ``embedding`` there is no diversity. The same folder gives the same results. Raises
     DpokError if images are missing.
     """
+    if evaluation.config.samples < 2:
+        embedding = None  # a single image of a prompt differs from no other
     names = [each.name for each in evaluation.contenders]
     rewards = _rewards(evaluation, reward)
     scores = _scores(evaluation, folder)
@@ -175,18 +177,17 @@ def _number(value: Any) -> Any:
 def _scopes(evaluation: Evaluation) -> Iterator[tuple[str, str, str, list[int]]]:
     """Yield each table's scope, group and category, and the rows of its prompts."""
     prompts = evaluation.prompts
-    groups = list(dict.fromkeys(prompt.group for prompt in prompts))
-    for group in groups:
-        own = [row for row, prompt in enumerate(prompts) if prompt.group == group]
+    groups: dict[str, list[int]] = {}
+    categories = {prompt.category: None for prompt in prompts if prompt.category}
+    by_category: dict[str, dict[str, list[int]]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt.group, []).append(row)
+        by_category.setdefault(prompt.group, {}).setdefault(prompt.category, []).append(row)
+    for group, own in groups.items():
         yield "group", group, "", own
     for group in groups:
-        for category in dict.fromkeys(prompt.category for prompt in prompts if prompt.category):
-            own = [
-                row
-                for row, prompt in enumerate(prompts)
-                if (prompt.group, prompt.category) == (group, category)
-            ]
-            if own:
+        for category in categories:
+            if own := by_category[group].get(category, []):
                 yield "category", group, category, own
     for row, prompt in enumerate(prompts):
         yield "prompt", prompt.group, prompt.category, [row]
@@ -215,21 +216,25 @@ def _spreads(
 ) -> dict[str, dict[str, list[float]]]:
     """Return, by measure and model, how different the images of each prompt are.
 
-    Images are read back prompt by prompt.
+    Images are read back prompt by prompt; of single ones there is nothing to return.
     """
-    found: dict[str, dict[str, list[float]]] = {"pixel_distance": {}}
-    if embedding:
-        found["diversity"] = {}
-    for contender in evaluation.contenders:
-        for row in range(len(evaluation.prompts)):
-            places = [Place(row, seed) for seed in evaluation.seeds]
-            images = folder.read(contender.name, places)
-            spreads = {"pixel_distance": pixel_distance(images)}
-            if embedding:
-                size = evaluation.config.sample_batch_size
-                spreads["diversity"] = diversity(images, embedding.embed, size)
-            for measure, value in spreads.items():
-                found[measure].setdefault(contender.name, []).append(value)
+    found: dict[str, dict[str, list[float]]] = {}
+    seeds, size = evaluation.seeds, evaluation.config.sample_batch_size
+    if len(seeds) < 2:
+        return found
+    with Pile() as images:
+        for contender in evaluation.contenders:
+            for row in range(len(evaluation.prompts)):
+                images.clear()
+                for start in range(0, len(seeds), size):
+                    places = [Place(row, seed) for seed in seeds[start : start + size]]
+                    images.add(folder.read(contender.name, places))
+                spreads = {"pixel_distance": pixel_distance(images)}
+                if embedding:
+                    spreads["diversity"] = diversity(images, embedding.embed, size)
+                for measure, value in spreads.items():
+                    by_model = found.setdefault(measure, {})
+                    by_model.setdefault(contender.name, []).append(value)
     return found
 
 

@@ -47,6 +47,8 @@ image = pipe(
 
 #: Settings that the pipeline takes by the same name, if they are not empty.
 _OPTIONAL = ("height", "width")
+#: Prompts that the text lists; the settings have all.
+_LISTED = 20
 
 
 def adapter_card(
@@ -74,13 +76,16 @@ def adapter_card(
             f"pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config{given})\n"
         )
         arguments["eta"] = config.for_evaluation().eta
+    prompts = [f"- {prompt}" for prompt in config.prompts[:_LISTED]]
+    if more := len(config.prompts) - len(prompts):
+        prompts.append(f"- and {more} more, which the settings below list")
     is_hub_id = config.model.count("/") == 1 and not os.path.exists(config.model)
     return CARD.format(
         base=config.model,
         base_model=f"base_model: {config.model}\n" if is_hub_id else "",
         loading=loading,
         prompt=json.dumps(config.prompts[0], ensure_ascii=False),
-        prompts="\n".join(f"- {prompt}" for prompt in config.prompts),
+        prompts="\n".join(prompts),
         rewards=", ".join(f"`{spec}`" for spec in config.rewards),
         samples=samples,
         method=config.method,

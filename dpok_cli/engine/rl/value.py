@@ -25,7 +25,7 @@ class ValueAdvantage(RewardAdvantage):
         self.config, self.denoising, self.conditioning = config, sampler.denoising, conditioning
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            width = conditioning.prompts.embeds.shape[-1]
+            width = conditioning.negative.embeds.shape[-1]
             self.value = ValueFunction(sampler.model.latent_shape[0], width)
         self.value.to(sampler.model.device)
         self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=config.value_learning_rate)

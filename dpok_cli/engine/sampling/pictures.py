@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dpok_cli.rewards.images import to_pil as to_pil
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Pictures with a longer side below this are enlarged by a whole factor.
 SMALL = 192
+#: The most pixels of a picture of many images: Pillow warns of larger ones when it opens them.
+LARGEST = 89_000_000
 
 
 def enlargement(size: tuple[int, int]) -> int:
@@ -33,19 +35,34 @@ def grid(images: Sequence[Tensor], columns: int) -> Image:
 
     Small images are enlarged.
     """
+    return grid_of(images, len(images), columns)
+
+
+def grid_of(images: Iterable[Tensor], count: int, columns: int) -> Image:
+    """Lay out ``count`` images as `grid` does, of which only one at a time is needed."""
     from PIL import Image
 
-    pictures = [to_pil(image) for image in images]
-    gap = 2 * enlargement(pictures[0].size)
-    pictures = [enlarge(picture) for picture in pictures]
-    width, height = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    sheet = Image.new("RGB", size, "white")
-    for place, picture in enumerate(pictures):
+    sheet, width, height, gap = Image.new("RGB", (0, 0)), 0, 0, 0
+    for place, image in enumerate(images):
+        picture = to_pil(image)
+        if place == 0:
+            width, height, gap = cell(picture.size)
+            rows = -(-count // columns)
+            size = (columns * width - gap, rows * height - gap)
+            sheet = Image.new("RGB", size, "white")
         row, column = divmod(place, columns)
-        sheet.paste(picture, (column * (width + gap), row * (height + gap)))
+        sheet.paste(enlarge(picture), (column * width, row * height))
     return sheet
+
+
+def cell(size: tuple[int, int]) -> tuple[int, int, int]:
+    """Return what a picture of ``size`` takes in a grid: its width and height, and the gap.
+
+    All in pixels; the gap is part of the width and of the height.
+    """
+    factor = enlargement(size)
+    gap = 2 * factor
+    return factor * size[0] + gap, factor * size[1] + gap, gap
 
 
 def side_by_side(pictures: Mapping[str, Image]) -> Image:

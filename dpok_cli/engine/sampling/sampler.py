@@ -3,9 +3,10 @@
 Rollouts, sample grids, image sets and evaluations all draw here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -135,16 +136,20 @@ class Sampler:
             )
         return images
 
-    @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Sample]:
-        """Draw an image for each prompt and seed, prompt by prompt.
+        """Draw an image for each prompt and seed, prompt by prompt, as `draw` does."""
+        return self.draw(prompts, ((row, seed) for row in range(len(prompts)) for seed in seeds))
 
-        An image depends on its prompt, its seed and the settings, not on its batch.
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], wanted: Iterable[tuple[int, int]]) -> Iterator[Sample]:
+        """Draw each of the ``wanted`` images: the row of its prompt, and its seed.
+
+        An image depends on its prompt, its seed and the settings, not on its batch. No more than a
+        batch is in memory.
         """
-        wanted = [(row, seed) for row in range(len(prompts)) for seed in seeds]
         conditioning = self.model.encode(prompts, self.config.negative_prompt)
-        for start in range(0, len(wanted), self.config.sample_batch_size):
-            batch = wanted[start : start + self.config.sample_batch_size]
+        wanted = iter(wanted)
+        while batch := list(islice(wanted, self.config.sample_batch_size)):
             latents = self.latents(conditioning[[row for row, _ in batch]], [s for _, s in batch])
             for (row, seed), image in zip(batch, self.decode(latents).cpu(), strict=True):
                 yield Sample(prompts[row], seed, image)

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpok_cli.engine.bases.conditioning import Conditioning, Text
+from dpok_cli.engine.bases.conditioning import Conditioning, Text, Texts
 
 
 def text(*lengths, longest=0, pooled=False):
@@ -73,3 +73,31 @@ def test_guidance_with_a_negative_prompt_of_another_length():
 def test_the_tokens_of_each_prompt_alone():
     assert [row[:, 0].tolist() for row in text(1, 3).rows()] == [[1], [1, 2, 3]]
     assert [row[:, 0].tolist() for row in text(2, 2).rows()] == [[1, 2], [1, 2]]
+
+
+def test_rows_put_together_are_those_of_the_whole():
+    parts = [text(2, pooled=True), text(3, pooled=True), text(1, pooled=True)]
+    whole, texts = Text.cat(parts), Texts(parts, parts[0][:0])
+    assert len(texts) == 3
+    for rows in ([2, 0, 2], torch.tensor([1, 1]), slice(1, None), slice(None)):
+        some, expected = texts[rows], whole[rows]
+        assert torch.equal(some.embeds, expected.embeds)
+        assert torch.equal(some.pooled, expected.pooled)
+        # As long as the longest of all prompts, so that it does not depend on the batch.
+        assert torch.equal(some.mask, expected.mask)
+        assert some.embeds.shape[1] == 3
+
+
+def test_texts_of_one_length_are_not_padded():
+    texts = Texts([text(3), text(3)], text(3)[:0])
+    assert texts[[1, 0]].mask is None
+    assert Texts([], text(5)[:0])[:].embeds.shape == (0, 5, 2)
+
+
+def test_both_texts_of_a_conditioning_have_the_rows():
+    parts = [text(1), text(2)]
+    reference = Conditioning(Texts(parts[::-1], parts[0][:0]), text(1))
+    both = Conditioning(Texts(parts, parts[0][:0]), text(1), reference)
+    assert len(both) == 2
+    assert both[[1]].prompts.mask.sum() == 2
+    assert both[[1]].reference.prompts.mask.sum() == 1

@@ -114,3 +114,17 @@ def text_part():
     from dpok_cli.engine.lora.weights import Layer
 
     return {"encoder.layers.0.to_nowhere": Layer(torch.zeros(2, 16), torch.zeros(16, 2), 2.0)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_embedding_is_in_memory_once(family, family_folder):
+    """Each is by itself, without the padding of its batch, and no conditioning copies it."""
+    model = DiffusionModel(make(family))
+    prompts = ["a cat", "a green rabbit beside two cats on the moon", "a cat"]
+    first, again = (model.encode(prompts) for _ in range(2))
+    texts = model.encoders._plain[0]
+    assert list(texts) == prompts[:2]
+    for one in texts.values():
+        assert one.embeds.untyped_storage().nbytes() == one.embeds.nbytes
+        assert one.embeds.device.type == "cpu"
+    assert [*first.texts._prompts, *again.texts._prompts] == [texts[text] for text in prompts] * 2

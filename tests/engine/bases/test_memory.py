@@ -18,7 +18,6 @@ CASES = {
         100 * (10 * LATENT + IMAGE),
     ),
     "buffer_size": (dict(buffer_size=1000, rounds=10**9), 2 * 1000 * LATENT),
-    "evaluation_samples": (dict(evaluation_samples=100), 100 * IMAGE),
     "sample_count": (dict(sample_count=100, sample_every=1), 100 * IMAGE),
     "images": (dict(images=1000), 1000 * LATENT),
     "batch_size": (dict(batch_size=100, gradient_accumulation=10), 2 * 1000 * LATENT),
@@ -38,6 +37,11 @@ def test_what_does_not_fit_is_refused(setting, make_config, model, monkeypatch):
     monkeypatch.setattr(memory, "_memory", lambda device: need - 1)
     with pytest.raises(InputError, match=f"^{flag(setting)} {getattr(config, setting)} needs more"):
         memory.check_memory(config, model)
+
+
+def test_an_evaluation_needs_no_more_than_a_batch(make_config, model, monkeypatch):
+    monkeypatch.setattr(memory, "_memory", lambda device: 100 * IMAGE)
+    memory.check_memory(make_config(evaluation_samples=100_000), model)
 
 
 def test_a_buffer_that_is_never_full_needs_no_more_than_comes(make_config, model, monkeypatch):

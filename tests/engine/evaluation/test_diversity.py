@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dpok_cli.engine.evaluation.diversity import diversity, pixel_distance
+from dpok_cli.engine.evaluation import diversity as module
+from dpok_cli.engine.evaluation.diversity import Pile, diversity, pixel_distance
 
 
 def test_pixel_distance_is_the_mean_over_pairs():
@@ -38,3 +39,27 @@ def test_diversity_is_the_mean_cosine_distance_of_pairs():
         assert diversity(images, embed, batch_size) == pytest.approx(16 / 28)
     assert diversity(images / 255, embed, 8) == pytest.approx(16 / 28)
     assert diversity(images[:1], embed, 8) == 0
+
+
+@pytest.mark.parametrize("memory", [0, 10**6])
+@pytest.mark.parametrize("eight_bits", [True, False])
+def test_a_pile_is_as_the_images_themselves(memory, eight_bits, monkeypatch):
+    monkeypatch.setattr(module, "_MEMORY", memory)
+    images = torch.randint(256, (70, 3, 5, 4), dtype=torch.uint8)
+    images = images if eight_bits else images / 255
+    with Pile() as pile:
+        pile.add(images[:3])  # of another prompt
+        pile.clear()
+        assert len(pile) == 0
+        for batch in images.split(16):
+            pile.add(batch)
+        assert len(pile) == 70
+        assert torch.equal(pile[15:33], images[15:33])
+        assert torch.equal(pile[64:96], images[64:])
+        assert pixel_distance(pile) == pixel_distance(images)
+
+        def embed(batch):
+            assert len(batch) <= 16
+            return torch.nn.functional.normalize(batch.flatten(1), dim=1)
+
+        assert diversity(pile, embed, 16) == diversity(images, embed, 16)

@@ -164,3 +164,20 @@ def test_an_evaluation_that_is_not_complete_has_no_results(plant):
     folder.scores.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DpokError, match="holds 15 of 16 images"):
         results_of((evaluation, folder))
+
+
+def test_single_images_have_no_distance(plant):
+    embedding = ImageEmbedding("clip", lambda images: pytest.fail("has no use"))
+    results = results_of(plant(scores, prompts=PROMPTS, samples=1), embedding)
+    assert {row["measure"] for row in results["rows"]} == {"image-reward", "judge", "kl"}
+    assert results["diversity"] is None
+
+
+def test_the_distances_hold_no_more_than_a_batch(plant, monkeypatch):
+    evaluation, folder = plant(scores, prompts=PROMPTS)
+    whole = results_of((evaluation, folder))
+    small = replace(evaluation, config=replace(evaluation.config, sample_batch_size=3))
+    sizes, read = [], type(folder).read
+    monkeypatch.setattr(type(folder), "read", lambda *to: sizes.append(len(to[2])) or read(*to))
+    assert results_of((small, folder))["rows"] == whole["rows"]
+    assert set(sizes) == {3, 2}  # of eight seeds

@@ -32,6 +32,15 @@ def test_what_the_card_says(make_config, tmp_path):
     assert resolve(TrainRLConfig, file=file) == config
 
 
+def test_of_many_prompts_the_card_lists_the_first_once(make_config, tmp_path):
+    config = make_config(prompts=tuple(f"cat {number}." for number in range(25)))
+    text = adapter_card(config, 1, "FluxPipeline", "", None, {})
+    assert "\n- cat 19.\n- and 5 more, which the settings below list\n" in text
+    assert text.count("cat 20.") == 1
+    few = make_config(prompts=config.prompts[:20])
+    assert "more, which" not in adapter_card(few, 1, "FluxPipeline", "", None, {})
+
+
 def test_a_base_on_the_hub_is_linked(make_config):
     config = make_config(model="org/base")
     card = adapter_card(config, 1, "StableDiffusionXLPipeline", "", {}, {})

@@ -101,9 +101,11 @@ def _tables(results: Results) -> list[dict[str, Any]]:
         own = [row for row in rows if row["group"] == group]
         parts: list[tuple[str, list[dict[str, Any]]]] = []
         for scope in ("category", "prompt"):
-            for title in dict.fromkeys(row[scope] for row in own if row["scope"] == scope):
-                part = [row for row in own if (row["scope"], row[scope]) == (scope, title)]
-                parts.append((f"{scope.capitalize()}: {title}", part))
+            titled: dict[str, list[dict[str, Any]]] = {}
+            for row in own:
+                if row["scope"] == scope:
+                    titled.setdefault(row[scope], []).append(row)
+            parts += [(f"{scope.capitalize()}: {title}", rows) for title, rows in titled.items()]
         count = len({row["prompt"] for row in own if row["scope"] == "prompt"})
         whole = [row for row in own if row["scope"] == "group"]
         tables.append({"group": group, "prompts": count, "rows": whole, "parts": parts})

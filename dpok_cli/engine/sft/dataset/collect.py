@@ -161,12 +161,12 @@ class _Collector:
     def _score(self, key: str, one: RewardModel, total: int) -> bool:
         """Score the images that this reward has not scored; returns False if a stop came."""
         entries, written = self.store.entries, time.monotonic()
-        unseen = [row for row in range(total) if key not in entries[row]["rewards"]]
+        unseen = {row for row in range(total) if key not in entries[row]["rewards"]}
         batch = self.batch_size * self.accelerator.num_processes
         done, stopping = 0, False
         # In fixed batches, so that an interruption does not change what is scored together.
         for first in range(0, total, batch):
-            rows = [row for row in unseen if first <= row < first + batch]
+            rows = [row for row in range(first, first + batch) if row in unseen]
             if not rows:
                 continue
 
