@@ -30,7 +30,7 @@ class TrainRLConfig(_ObjectiveSettings, RLConfig):
     objective: str = setting(
         "mixed",
         "Objective",
-        "What the updates minimise: the policy gradient of DPOK, the loss of DiffusionNFT, or both.",
+        "What the updates minimise: DPOK's policy gradient, DiffusionNFT's loss, or both (mixed).",
         metavar="|".join(OBJECTIVES),
     )
 
