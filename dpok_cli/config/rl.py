@@ -75,6 +75,10 @@ class RLConfig(TrainingConfig):
     batch_size: int = changed(TrainingConfig, "batch_size", 48)
     learning_rate: float = changed(TrainingConfig, "learning_rate", 3e-3)
     lr_schedule: Schedule = changed(TrainingConfig, "lr_schedule", "cosine")
+    # So that steps stay small when the gradient grows all at once: once all images are right it is
+    # small, and AdamW's mean of its square would remember nothing else.
+    adam_beta2: float = changed(TrainingConfig, "adam_beta2", 0.95)
+    max_grad_norm: float = changed(TrainingConfig, "max_grad_norm", 0.02)
     updates_per_round: int = setting(4, "Optimisation", "Optimizer steps per round.", at_least(1))
     value_learning_rate: float = setting(
         1e-4,

@@ -138,8 +138,14 @@ NEWER = {
     ),
 }
 #: The policy gradient alone, as in the papers.
-DPOK_ALONE = {"objective": "dpok", "noise_window": False, "kl_fraction": 1.0}
+DPOK_ALONE = {
+    "objective": "dpok",
+    "noise_window": False,
+    "kl_fraction": 1.0,
+    "adam_beta2": 0.999,
+}
 NEWER_RL = DPOK_ALONE | {
+    "max_grad_norm": 1.0,
     "updates_per_round": 2,
     "timestep_fraction": 1.0,
     "ratio_clip": 1e-4,

@@ -233,12 +233,14 @@ class RLLoop:
             "evaluations": self.evaluations,
             "buffer": self.buffer.state_dict(),
             "advantage": self.advantage.state_dict(),
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.samples, self.evaluations = state["samples"], state["evaluations"]
         self.buffer.load_state_dict(state["buffer"], self.objective.kind(), self.device)
         self.advantage.load_state_dict(state["advantage"])
+        self.objective.load_state_dict(state["objective"])
 
     def close(self) -> None:
         self.worker.close()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from dpok_cli.config.fields import at_least, setting, within
+from dpok_cli.config.fields import at_least, must, setting, within
+from dpok_cli.engine.runs.measures import Measure
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from dpok_cli.engine.bases.conditioning import Conditioning
     from dpok_cli.engine.rl.advantage import RewardAdvantage
     from dpok_cli.engine.rl.rollout import Batch, Trajectories
-    from dpok_cli.engine.runs.measures import Measure
     from dpok_cli.engine.sampling.sampler import Sampler
 
 
@@ -34,10 +34,48 @@ class KLSettings:
         within(0, 1, "(]"),
     )
 
+    kl_target: float = setting(
+        0.0,
+        "Objective",
+        "KL to keep to: beta is doubled after a round with over 1.5 times as much, and halved after"
+        " one with less than 1/1.5 of it; 0 leaves beta as it is.",
+        at_least(0),
+    )
+
+    def check(self, config: Any) -> None:
+        what = "above 0 with --kl-target, as the weight to begin with"
+        must(config.beta > 0 or not config.kl_target, "beta", config.beta, what)
+
     def kl_rows(self, examples: int) -> int:
         """Return how many of a batch's examples, which are in random order, the KL is taken of."""
         fraction = self.kl_fraction if self.beta else min(self.kl_fraction, 1 / 8)
         return max(1, round(fraction * examples))
+
+
+class KLWeight:
+    """beta, as it is now (Schulman et al. 2017, arXiv 1707.06347, Eq. 8: an adaptive penalty)."""
+
+    #: It stays within this factor of the first beta.
+    MOST = 2.0**10
+
+    def __init__(self, config: Any):
+        self.beta, self.first, self.target = config.beta, config.beta, config.kl_target
+
+    def follow(self, kl: float) -> dict[str, float]:
+        """Take the KL of a round; returns what there is to log of it."""
+        if not self.target:
+            return {}
+        if kl > 1.5 * self.target:
+            self.beta = min(2 * self.beta, self.first * self.MOST)
+        elif kl < self.target / 1.5:
+            self.beta = max(self.beta / 2, self.first / self.MOST)
+        return {"beta": self.beta}
+
+    def state_dict(self) -> dict[str, float]:
+        return {"beta": self.beta}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.beta = state["beta"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +94,9 @@ class Measured:
     fresh: Tensor  # bool (B,): which examples are of this round's rollout
     loss: Tensor  # scalar
     values: dict[str, Tensor]  # those of `Loss.measured`
+
+
+BETA = Measure("beta", "KL penalty weight after the round, with `--kl-target`.", form=".1e")
 
 
 class Ranks(Protocol):
@@ -130,4 +171,11 @@ class Objective(ABC):
 
     @abstractmethod
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
-        """Return `measures` over all batches of a round's updates."""
+        """Return `measures` over all batches of a round's updates, on all ranks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs of it."""
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        return

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dpok_cli.config import KLForm
 from dpok_cli.config.fields import above, must, setting
-from dpok_cli.engine.rl.objectives.base import KLSettings, Loss, Measured, Objective, Ranks
+from dpok_cli.engine.rl.objectives.base import (
+    BETA,
+    KLSettings,
+    KLWeight,
+    Loss,
+    Measured,
+    Objective,
+    Ranks,
+)
 from dpok_cli.engine.runs.measures import Measure, Record
 from dpok_cli.errors import InputError
 
@@ -123,6 +131,7 @@ class DPOK(Objective):
             form=".2e",
             plotted=True,
         ),
+        BETA,
         Measure("loss", "The loss.", "Says little: with centred advantages it stays near 0."),
         Measure(
             "ratio/mean",
@@ -163,6 +172,7 @@ class DPOK(Objective):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
+        self.kl_weight = KLWeight(self.config)
         if not len(self.sampler.denoising.stochastic):
             raise InputError(
                 f"--eta {self.config.eta} and --num-inference-steps"
@@ -205,7 +215,7 @@ class DPOK(Objective):
             advantage,
             policy[some].kl(reference, config.kl),
             alpha=config.alpha,
-            beta=config.beta,
+            beta=self.kl_weight.beta,
             ratio_clip=config.ratio_clip,
             clip_form=config.clip_form,
         )
@@ -221,10 +231,18 @@ class DPOK(Objective):
             if each.update == 0
             for deviation in (each.values["ratio"] - 1).abs()[each.fresh].tolist()
         ]
+        kl = ranks.mean([each.values["kl"] for each in measured])
         return {
-            "kl": ranks.mean([each.values["kl"] for each in measured]),
+            "kl": kl,
+            **self.kl_weight.follow(kl),
             "loss": ranks.mean([each.loss for each in measured]),
             "ratio/mean": ranks.mean([ratio]),
             "ratio/first_max_dev": ranks.largest(max(deviations, default=0.0)),
             "clip_fraction": ranks.mean([(ratio - 1).abs() > self.config.ratio_clip]),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kl_weight.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.kl_weight.load_state_dict(state)

@@ -89,3 +89,9 @@ class Mixed(Objective):
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         change = ranks.mean([each.values[CHANGE.key] for each in measured])
         return self.dpok.metrics(measured, ranks) | {CHANGE.key: change}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.dpok.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.dpok.load_state_dict(state)

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpok_cli.config.fields import above, must, setting, within
-from dpok_cli.engine.rl.objectives.base import KLSettings, Loss, Measured, Objective, Ranks
+from dpok_cli.engine.rl.objectives.base import (
+    BETA,
+    KLSettings,
+    KLWeight,
+    Loss,
+    Measured,
+    Objective,
+    Ranks,
+)
 from dpok_cli.engine.runs.measures import Measure
 from dpok_cli.errors import InputError
 
@@ -116,6 +124,7 @@ class NFT(Objective):
             form=".2e",
             plotted=True,
         ),
+        BETA,
         Measure("loss", "The loss.", "Says little: its minimum moves with the policy."),
         CHANGE,
     )
@@ -138,6 +147,7 @@ class NFT(Objective):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
+        self.kl_weight = KLWeight(self.config)
         # Guided, the error has a part that is no error: guidance goes beyond the target on purpose.
         embedded, scale = self.sampler.model.base.embeds_guidance, self.config.guidance_scale
         self.guidance = scale if embedded else 1.0
@@ -205,7 +215,7 @@ class NFT(Objective):
             self._kl(batch, output, texts) if with_kl else output.new_zeros(1),
             strength=config.nft_strength,
             advantage_clip=config.advantage_clip,
-            beta=config.beta,
+            beta=self.kl_weight.beta,
         )
 
     def _kl(self, batch: NoisedImages, output: Tensor, texts: Conditioning) -> Tensor:
@@ -221,8 +231,16 @@ class NFT(Objective):
         return epsilon_kl(output[some], reference)
 
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
+        kl = ranks.mean([each.values["kl"] for each in measured])
         return {
-            "kl": ranks.mean([each.values["kl"] for each in measured]),
+            "kl": kl,
+            **self.kl_weight.follow(kl),
             "loss": ranks.mean([each.loss for each in measured]),
             "change": ranks.mean([each.values["change"] for each in measured]),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kl_weight.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.kl_weight.load_state_dict(state)
