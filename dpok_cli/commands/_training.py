@@ -182,6 +182,7 @@ class Job:
                     self._plot(view)
                     raise
                 self._plot(view)
+                self.say(kept_adapter(view, self.settings.patience))
                 if stop.requested():
                     self.say(f"Stopped; resume with: {self.resume}")
                     raise typer.Exit(stop.exit_code)
@@ -265,6 +266,17 @@ class Job:
         """Print a line, if it is not empty, on rank 0 and unless the command is quiet."""
         if line and not self.quiet:
             console.say(line)
+
+
+def kept_adapter(view: TrainingView, patience: int) -> str:
+    """Say which adapter a training with ``patience`` has kept, if it is not the newest."""
+    best = int(view.newest.get("grid/best", 0))
+    if not patience or not view.records or best == (last := int(view.records[-1][view.unit])):
+        return ""
+    return (
+        f"Ended after {view.unit} {last} of {view.total}. adapter/ is that of {view.unit} {best},"
+        " whose sample grid has the best reward; the newest is in last_adapter/."
+    )
 
 
 def quoted(run: "RunFolder") -> str:

@@ -93,6 +93,7 @@ class RLConfig(TrainingConfig):
         256, "Optimisation", "Transitions per step of the value function.", at_least(1)
     )
 
+    patience: int = changed(TrainingConfig, "patience", 2)
     checkpoint_every: int = changed(
         TrainingConfig, "checkpoint_every", 1, help="Rounds between checkpoints; 0 writes none."
     )

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from dpok_cli.config.fields import Held, Rule, above, at_least, must, setting, within
+from dpok_cli.config.fields import Held, Rule, above, at_least, setting, within
 from dpok_cli.config.sampling import SamplingConfig, sampling_settings
 from dpok_cli.inputs import is_unicode
 
@@ -151,7 +151,7 @@ class TrainingConfig(SamplingConfig):
         0,
         "Run",
         "End training after this many sample grids in a row whose reward is no better than the best"
-        " before them, and keep the best one's adapter; 0 trains to the end.",
+        " before them, and keep the best one's adapter; 0, or no sample grids, trains to the end.",
         at_least(0),
         may_change=True,
     )
@@ -183,11 +183,6 @@ class TrainingConfig(SamplingConfig):
         metavar="NAME",
         may_change=True,
     )
-
-    def check(self, config: Any) -> None:
-        grids = config.sample_every and config.sample_count
-        what = "0 without sample grids: give --sample-every and --sample-count too"
-        must(bool(grids) or not config.patience, "patience", config.patience, what)
 
     def held(self) -> list[Held]:
         grids = self.sample_count if self.sample_every else 0

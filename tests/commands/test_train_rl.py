@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dpok_cli import RewardModel
+from dpok_cli.commands._training import kept_adapter
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from support.rewards import Brightness, Redness
 from support.text import numbers, rows
@@ -215,3 +217,15 @@ def test_the_arithmetic_of_a_run_is_printed_first(flags, expected, dpok, pipelin
     assert result.code == 2
     assert "no-such-device" in result.err.splitlines()[-1]
     assert numbers(result.err.splitlines()[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("patience", "best", "said"),
+    [(2, 5, "Ended after round 15 of 30. adapter/ is that of round 5,"), (2, 15, ""), (0, 5, "")],
+)
+def test_it_says_which_adapter_is_kept(patience, best, said):
+    newest = {"round": 15, "grid/best": best}
+    view = SimpleNamespace(newest=newest, records=[{"round": 15}], unit="round", total=30)
+    line = kept_adapter(view, patience)
+    assert line.startswith(said)
+    assert bool(line) == bool(said)

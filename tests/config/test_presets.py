@@ -143,6 +143,7 @@ DPOK_ALONE = {
     "noise_window": False,
     "kl_fraction": 1.0,
     "adam_beta2": 0.999,
+    "patience": 0,
 }
 NEWER_RL = DPOK_ALONE | {
     "max_grad_norm": 1.0,

@@ -49,6 +49,8 @@ class Watch:
         self.first_diversity = self.first_diversity or kept
         if self.first_diversity:
             found["grid/diversity_kept"] = kept / self.first_diversity
+        if not number:  # the model before training, which is no result
+            return found
         if found["grid/reward"] > self.best:
             self.best, self.best_number, self.since = found["grid/reward"], number, 0
             if self.patience:
