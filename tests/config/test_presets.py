@@ -142,6 +142,7 @@ DPOK_ALONE = {
     "objective": "dpok",
     "noise_window": False,
     "kl_fraction": 1.0,
+    "kl_target": 0.0,
     "adam_beta2": 0.999,
     "patience": 0,
 }

@@ -72,6 +72,7 @@ def make_config(pipeline_folder):
                 noise_window=False,
                 timestep_fraction=0.5,
                 kl_fraction=1.0,
+                kl_target=0.0,
                 adam_beta2=0.999,
                 max_grad_norm=1.0,
                 patience=0,

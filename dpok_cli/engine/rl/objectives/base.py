@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from dpok_cli.config.fields import at_least, must, setting, within
+from dpok_cli.config.fields import at_least, setting, within
 from dpok_cli.engine.runs.measures import Measure
 
 if TYPE_CHECKING:
@@ -35,16 +35,13 @@ class KLSettings:
     )
 
     kl_target: float = setting(
-        0.0,
+        0.02,
         "Objective",
-        "KL to keep to: beta is doubled after a round with over 1.5 times as much, and halved after"
-        " one with less than 1/1.5 of it; 0 leaves beta as it is.",
+        "KL to stay near: the penalty's weight is doubled after a round with over 1.5 times as"
+        " much, and halved, down to beta, after one with less than 1/1.5; 0, as a beta of 0, leaves"
+        " it at beta.",
         at_least(0),
     )
-
-    def check(self, config: Any) -> None:
-        what = "above 0 with --kl-target, as the weight to begin with"
-        must(config.beta > 0 or not config.kl_target, "beta", config.beta, what)
 
     def kl_rows(self, examples: int) -> int:
         """Return how many of a batch's examples, which are in random order, the KL is taken of."""
@@ -55,7 +52,8 @@ class KLSettings:
 class KLWeight:
     """beta, as it is now (Schulman et al. 2017, arXiv 1707.06347, Eq. 8: an adaptive penalty)."""
 
-    #: It stays within this factor of the first beta.
+    #: It is at most this factor above beta. Below beta it would fall while the policy is near the
+    #: reference model, and be too small for long when it is needed.
     MOST = 2.0**10
 
     def __init__(self, config: Any):
@@ -63,12 +61,12 @@ class KLWeight:
 
     def follow(self, kl: float) -> dict[str, float]:
         """Take the KL of a round; returns what there is to log of it."""
-        if not self.target:
+        if not (self.target and self.first):
             return {}
         if kl > 1.5 * self.target:
             self.beta = min(2 * self.beta, self.first * self.MOST)
         elif kl < self.target / 1.5:
-            self.beta = max(self.beta / 2, self.first / self.MOST)
+            self.beta = max(self.beta / 2, self.first)
         return {"beta": self.beta}
 
     def state_dict(self) -> dict[str, float]:
