@@ -124,7 +124,7 @@ def own(tmp_path):
 def test_images_of_ones_own_bring_their_prompts(flags, prompts, own, dpok, run, pipeline_folder):
     small = (
         "--steps=1 --batch-size=2 --lora-rank=2 --num-inference-steps=2 --sample-every=0 --gamma=9"
-        f" --evaluation-samples=1 --tracker= --device=cpu --model={pipeline_folder} --name=x"
+        f" --evaluation-samples=2 --tracker= --device=cpu --model={pipeline_folder} --name=x"
     )
     reward = "--reward=jpeg-incompressibility"
     result = dpok("train-sft", "--dataset=mine", reward, *small.split(), *flags)

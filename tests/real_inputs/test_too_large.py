@@ -38,7 +38,7 @@ CASES = {
     ),
     "batch of sample": (
         f"{SAMPLE} --width=2048 --height=2048 --sample-batch-size=100000",
-        "--seeds 0-99999 needs more than",
+        "--sample-batch-size 100000 needs more than",
     ),
     "seeds of sample": ("sample --prompt=cat --seeds=0-999999999", "at most 100000 seeds"),
 }

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -67,8 +68,12 @@ class TextEncoders:
             encoded, without = (
                 each.to(device="cpu") for each in self.base.encode(chunk or [negative], negative)
             )
-            for row, prompt in enumerate(chunk):
-                known[0][prompt] = encoded[row : row + 1].trimmed()[[0]]  # a copy of this alone
+            rows = [encoded[row : row + 1].trimmed() for row in range(len(chunk))]
+            lengths = [row.embeds.shape[1] for row in rows]
+            # In one block, since thousands of small ones leave holes in the heap.
+            tokens = torch.cat([encoded.embeds[0, :0], *(row.embeds[0] for row in rows)])
+            for prompt, row, embeds in zip(chunk, rows, tokens.split(lengths), strict=False):
+                known[0][prompt] = replace(row, embeds=embeds.unsqueeze(0))
             known[1][negative] = without.trimmed()[[0]]
 
     @contextmanager

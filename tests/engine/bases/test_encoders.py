@@ -118,13 +118,14 @@ def text_part():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_embedding_is_in_memory_once(family, family_folder):
-    """Each is by itself, without the padding of its batch, and no conditioning copies it."""
+    """Those of a batch lie together, without padding, and no conditioning copies them."""
     model = DiffusionModel(make(family))
     prompts = ["a cat", "a green rabbit beside two cats on the moon", "a cat"]
     first, again = (model.encode(prompts) for _ in range(2))
     texts = model.encoders._plain[0]
     assert list(texts) == prompts[:2]
-    for one in texts.values():
-        assert one.embeds.untyped_storage().nbytes() == one.embeds.nbytes
-        assert one.embeds.device.type == "cpu"
+    blocks = {one.embeds.untyped_storage() for one in texts.values()}
+    assert len({block.data_ptr() for block in blocks}) == 1  # of the batch that was encoded
+    assert blocks.pop().nbytes() == sum(one.embeds.nbytes for one in texts.values())
+    assert all(one.embeds.device.type == "cpu" for one in texts.values())
     assert [*first.texts._prompts, *again.texts._prompts] == [texts[text] for text in prompts] * 2
