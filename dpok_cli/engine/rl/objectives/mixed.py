@@ -30,7 +30,7 @@ class MixedSettings(DPOKSettings, NFTSettings):
     """The settings of the objective."""
 
     nft_weight: float = setting(
-        1.0, "Objective", "Weight of DiffusionNFT's loss in --objective mixed.", above(0)
+        0.3, "Objective", "Weight of DiffusionNFT's loss in --objective mixed.", above(0)
     )
 
 
