@@ -70,7 +70,7 @@ def main() -> None:
         sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
         from random_pipeline import make
 
-        make("sd15", given.model, "full")
+        make("sd15", tiny=False).save_pretrained(given.model)
     found = {}
     for case in cases:
         command = [sys.executable, __file__, "--alone", "--case", case]

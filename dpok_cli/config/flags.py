@@ -203,8 +203,9 @@ def _parameter(name: str, known: Setting, of: Any, default: str) -> inspect.Para
         metavar, of = metavar or "|".join(typing.get_args(of)), str
     elif typing.get_origin(of) is tuple:
         of = list[str]
+    typed = (known.flag or name).replace("_", "-")
     option = typer.Option(
-        "--" + (known.flag or name).replace("_", "-"),
+        f"--{typed}/--no-{typed}" if of is bool else f"--{typed}",
         help=known.help,
         show_default=default or False,
         rich_help_panel=known.panel,
@@ -226,7 +227,7 @@ def _defaults(kind: type, name: str, of: Any, paper: dict[str, Any]) -> str:
     if of is not str and not isinstance(default, tuple) and paper.get(name, default) != default:
         values.append(paper[name])
     texts = [" ".join(value) if isinstance(value, tuple) else str(value) for value in values]
-    return "; sd15: ".join(texts).replace("False", "off")
+    return "; sd15: ".join(texts).replace("False", "off").replace("True", "on")
 
 
 def _order(parameter: inspect.Parameter) -> int:

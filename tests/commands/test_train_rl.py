@@ -16,7 +16,7 @@ from support.text import numbers, rows
 
 def test_progress_is_on_stderr_and_the_result_on_stdout(train, run, install, tmp_path):
     install(Redness)
-    given = ("--reward=redness", "--learning-rate=0.1", "--name=lion")
+    given = ("--reward=redness", "--learning-rate=0.1", "--name=lion", "--patience=0")
     code, out, err = train("train-rl", *given)
 
     assert code == 0
@@ -190,17 +190,17 @@ def test_an_interrupted_run_keeps_its_plot_and_says_how_to_resume(train, run, in
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        # 24 images x 20 steps: 240 of 480 transitions, in 4 updates of 60; 60 rounds: 1440 images,
-        # 240 updates
-        (["--preset=tiny"], [24, 20, 240, 480, 4, 60, 60, 1440, 240]),
+        # 24 images x 11 steps: 192 of 264 transitions, in 4 updates of 48; 40 rounds: 960 images,
+        # 160 updates
+        (["--preset=tiny"], [24, 11, 192, 264, 4, 48, 40, 960, 160]),
         # 500 of 500 transitions, from the last 1000, in 5 updates of 48 (4 x 12)
         (
-            ["--preset=sd15"],
+            ["--preset=sd15", "--no-auto-batch-size"],
             [10, 50, 500, 500, 1000, 5, 48, 4, 12, 2000, 20000, 10000],
         ),
         # the size of a pass is chosen
         (
-            ["--preset=sd15", "--auto-batch-size"],
+            ["--preset=sd15"],
             [10, 50, 500, 500, 1000, 5, 48, 2000, 20000, 10000],
         ),
         # no batch is larger than what there is

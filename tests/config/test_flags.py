@@ -163,3 +163,11 @@ def test_names_metavars_and_defaults_of_flags():
 
 def test_a_flag_can_be_left_out():
     assert {*options_of(SampleConfig)} - {*options_of(SampleConfig, without=["seed"])} == {"seed"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"), [([], True), (["--no-noise-window"], False), (["--noise-window"], True)]
+)
+def test_what_is_on_can_be_turned_off(flags, kept, dpok):
+    result = dpok("train-rl", "--prompt=a cat", "--print-config", *flags)
+    assert f"noise_window = {str(kept).lower()}" in result.out.splitlines()

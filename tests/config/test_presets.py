@@ -31,6 +31,7 @@ RL = SAMPLING | {
     "advantage_clip": 0.0,
     "batch_size": 4,
     "gradient_accumulation": 12,
+    "auto_batch_size": True,
     "learning_rate": 1e-5,
     "lr_schedule": "constant",
     "max_grad_norm": 0.1,

@@ -145,7 +145,8 @@ def test_the_rewards_files_are_counted_or_named(settings, gpu):
 def test_what_helps_is_said_and_does_help(monkeypatch):
     """Stable Diffusion v1.5 on a GPU of 10 GB."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**10))
-    config = resolve(TrainRLConfig, "sd15", rewards=("jpeg-compressibility",), batch_size=12)
+    small = dict(rewards=("jpeg-compressibility",), batch_size=12, auto_batch_size=False)
+    config = resolve(TrainRLConfig, "sd15", **small)
     plan = plan_memory(config, GPU)
     assert not plan.fits
     with pytest.raises(InputError) as raised:
@@ -153,13 +154,7 @@ def test_what_helps_is_said_and_does_help(monkeypatch):
     said = str(raised.value)
     assert said.startswith("The training needs ")
     assert " GB to update, and cuda:0 has 10.0 GB. Give --gradient-checkpointing" in said
-    helped = resolve(
-        TrainRLConfig,
-        "sd15",
-        rewards=("jpeg-compressibility",),
-        batch_size=12,
-        gradient_checkpointing=True,
-    )
+    helped = resolve(TrainRLConfig, "sd15", **small, gradient_checkpointing=True)
     assert ("--batch-size" in said) == (not plan_memory(helped, GPU).fits)
 
 
