@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -124,10 +125,12 @@ def lose_no_interrupt(lost: "sys.UnraisableHookArgs") -> None:
     if not isinstance(lost.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(lost)
     elif not sys.is_finalizing():
-        threading.Timer(0.01, _interrupt).start()  # when the callback is over
+        # Later, when the callback is over; a Timer's start would wait, and lose a signal itself.
+        _thread.start_new_thread(_interrupt, ())
 
 
 def _interrupt() -> None:
+    time.sleep(0.2)
     if hasattr(signal, "pthread_kill"):  # which ends a wait, too; Windows has none
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:

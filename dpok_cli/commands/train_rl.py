@@ -81,14 +81,16 @@ def batch_arithmetic(settings: TrainRLConfig) -> str:
 
 def noiseless_steps(settings: TrainRLConfig, noisy: int) -> str:
     """Say how many transitions a round really has, if just so many steps have noise."""
-    steps = settings.num_inference_steps
-    # Without any there is nothing to train, which is refused; a window leaves some out itself.
-    if noisy in (0, steps) or settings.noise_window:
+    steps, trained = settings.num_inference_steps, settings.steps_trained
+    # Without any there is nothing to train, which is refused.
+    if noisy in (0, trained if settings.noise_window else steps):
         return ""
     from dpok_cli.engine.sampling.step import share_of
 
-    fresh = settings.samples_per_round * share_of(noisy, settings.timestep_fraction)
-    return (
-        f"With this model {steps - noisy} of the {steps} steps have no noise, so they are not"
-        f" trained on: a round has {fresh} transitions."
-    )
+    if settings.noise_window:
+        said, kept = f"{noisy} of the {trained} steps to train on have noise", noisy
+    else:
+        said = f"{steps - noisy} of the {steps} steps have no noise, so they are not trained on"
+        kept = share_of(noisy, settings.timestep_fraction)
+    fresh = settings.samples_per_round * kept
+    return f"With this model {said}: a round has {fresh} transitions."

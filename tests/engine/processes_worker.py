@@ -52,6 +52,12 @@ def main(pipeline: str, output: str, changes: str) -> None:
         batch_size=4,
         learning_rate=1e-2,
         timestep_fraction=1.0,
+        objective="dpok",
+        noise_window=False,
+        kl_fraction=1.0,
+        kl_target=0.0,
+        adam_beta2=0.999,
+        max_grad_norm=1.0,
         tracker="",
         sample_every=0,
     )

@@ -117,6 +117,10 @@ class Texts:
         )
         return Text.cat([self._none, *chosen], self._length)
 
+    def followed_by(self, text: Text) -> Texts:
+        """Return P + 1 rows, of which ``text`` is the last."""
+        return Texts([*self._prompts, text], self._none)
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -147,6 +151,8 @@ class Conditioning:
     def with_negative(self) -> Conditioning:
         """Return B + 1 rows: the prompts, and the negative prompt as the last of them."""
         reference = None if self.reference is None else self.reference.with_negative()
+        if isinstance(self.texts, Texts):
+            return Conditioning(self.texts.followed_by(self.negative), self.negative, reference)
         prompts = Text.cat([self.prompts, self.negative])
         return Conditioning(prompts, self.negative, reference)
 

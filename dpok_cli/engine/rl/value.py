@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,10 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from dpok_cli.engine.bases.conditioning import Conditioning
-from dpok_cli.engine.rl.advantage import RewardAdvantage
+from dpok_cli.engine.rl.advantage import PromptAdvantage, RewardAdvantage
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.measures import VALUE_LOSS
-from dpok_cli.engine.rl.rollout import Examples
+from dpok_cli.engine.rl.rollout import Both, Examples
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.training.updater import optimizer_state
@@ -23,12 +24,20 @@ class ValueAdvantage(RewardAdvantage):
 
     def __init__(self, config: TrainRLConfig, sampler: Sampler, conditioning: Conditioning):
         self.config, self.denoising, self.conditioning = config, sampler.denoising, conditioning
+        self.images = PromptAdvantage()
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             width = conditioning.negative.embeds.shape[-1]
             self.value = ValueFunction(sampler.model.latent_shape[0], width)
         self.value.to(sampler.model.device)
         self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=config.value_learning_rate)
+
+    def of_round(
+        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+    ) -> Tensor:
+        """Return (M, 2): the rewards, of which updates subtract V, and the images' advantages."""
+        of_images = self.images.of_round(rewards, prompts, start_seeds)[:, 1]
+        return torch.stack([rewards, of_images], dim=1)
 
     @torch.no_grad()
     def of_examples(self, batch: Examples, texts: Conditioning, timesteps: Tensor) -> Tensor:
@@ -40,6 +49,7 @@ class ValueAdvantage(RewardAdvantage):
         errors = []
         for _ in range(self.config.value_updates):
             batch = buffer[next(order).to(self.denoising.timesteps.device)]
+            batch = batch.transitions if isinstance(batch, Both) else batch
             timesteps = self.denoising.timesteps[batch.step]
             prompts = self.conditioning[batch.prompt].prompts.mean()
             error = nn.functional.mse_loss(
@@ -52,11 +62,16 @@ class ValueAdvantage(RewardAdvantage):
         return {VALUE_LOSS.key: torch.stack(errors).mean().item()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "value": self.value.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "images": self.images.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value.load_state_dict(state["value"])
         self.optimizer.load_state_dict(optimizer_state(state["optimizer"]))
+        self.images.load_state_dict(state["images"])
 
 
 class ValueFunction(nn.Module):

@@ -20,7 +20,6 @@ from dpok_cli.engine.rl.objectives.base import (
     Ranks,
 )
 from dpok_cli.engine.runs.measures import Measure
-from dpok_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -134,7 +133,8 @@ class NFT(Objective):
         what = "> 0 with --objective nft, whose weights it scales"
         must(config.advantage_clip > 0, "advantage_clip", config.advantage_clip, what)
         what = "prompt or reward with --objective nft: the value function is of transitions"
-        must(config.advantage != "value", "advantage", config.advantage, what)
+        alone = config.objective == cls.name
+        must(not alone or config.advantage != "value", "advantage", config.advantage, what)
         what = "1 with --objective nft and --eta 0: samples of one x_T would be equal"
         alike = config.eta == 0 and config.advantage == "prompt" and config.group_size > 1
         must(not alike, "group_size", config.group_size, what)
@@ -146,6 +146,8 @@ class NFT(Objective):
         return NoisedImages
 
     def __init__(self, *parts: Any):
+        import torch
+
         super().__init__(*parts)
         self.kl_weight = KLWeight(self.config)
         # Guided, the error has a part that is no error: guidance goes beyond the target on purpose.
@@ -156,12 +158,8 @@ class NFT(Objective):
         # Of the steps that are trained on, from the noisiest.
         signal = self.sampler.denoising.signal[: self.config.steps_trained].cpu()
         self.levels = (signal >= self.config.least_signal).nonzero().flatten()
-        if not len(self.levels):
-            raise InputError(
-                f"--least-signal {self.config.least_signal:g} and --timestep-fraction"
-                f" {self.config.timestep_fraction:g} leave no noise level to train on: lower the"
-                " first, or raise the second."
-            )
+        if not len(self.levels):  # as with few steps of flow matching: the cleanest of them
+            self.levels = torch.tensor([len(signal) - 1])
 
     def choose(self, samples: int, random: Generator) -> Tensor:
         """Choose each of the levels once for each sample; see `draw`."""
@@ -206,12 +204,11 @@ class NFT(Objective):
         config = self.config
         texts = self.texts[batch.prompt].to(batch.latents.device)
         output = self.sampler.predict(batch.latents, batch.step, texts, self.guidance)
-        timesteps = self.sampler.denoising.timesteps[batch.step]
         return nft_loss(
             output,
             batch.old_output,
             batch.target,
-            self.advantage.of_examples(batch, texts, timesteps),
+            batch.advantage,
             self._kl(batch, output, texts) if with_kl else output.new_zeros(1),
             strength=config.nft_strength,
             advantage_clip=config.advantage_clip,
