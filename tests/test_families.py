@@ -24,7 +24,7 @@ NAMES = {
 TRAIN = (
     "--reward=redness --samples-per-round=4 --batch-size=3 --updates-per-round=2 --lora-rank=2"
     " --learning-rate=0.05 --lr-schedule=constant --sample-count=2 --evaluation-samples=2"
-    " --tracker="
+    " --tracker= --no-noise-window --timestep-fraction=0.5"
 ).split()
 
 
@@ -49,14 +49,15 @@ def pixels(file):
 
 
 def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
-    result = dpok("train-rl", *DRAW, *TRAIN, model, "--rounds=1", "--name=one", "--seed=3")
+    rl = (*TRAIN, "--patience=0")
+    result = dpok("train-rl", *DRAW, *rl, model, "--rounds=1", "--name=one", "--seed=3")
     assert (result.code, result.err.count("Error")) == (0, 0), result.err
     # The first and the last step of flow matching have none, and some schedules end near 0.
     noiseless = {"sdxl": 0, "sd35": 3, "qwen": 3}.get(family, 2)
     said = f"{noiseless} of the 4 steps have no noise, so they are not trained on: a round has 4"
     assert (said in result.err) == ("no noise" in result.err) == (noiseless > 0), result.err
     assert dpok("train-rl", "--resume=one", "--rounds=3", "--quiet").code == 0
-    whole = dpok("train-rl", *DRAW, *TRAIN, model, "--rounds=3", "--name=two", "--seed=3")
+    whole = dpok("train-rl", *DRAW, *rl, model, "--rounds=3", "--name=two", "--seed=3")
     assert whole.code == 0, whole.err
 
     runs = tmp_path / "runs"
@@ -94,7 +95,8 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
 
 
 def test_supervised_fine_tuning_from_an_adapter(dpok, model, tmp_path):
-    given = [flag for flag in TRAIN if "round" not in flag]
+    of_rl = ("round", "window", "timestep")
+    given = [flag for flag in TRAIN if not any(name in flag for name in of_rl)]
     sft = ("--images=4", "--steps=2", "--gamma=3", "--log-every=1", "--prompt-dropout=0.5")
     result = dpok("train-sft", *DRAW, *given, *sft, model, "--name=one")
     assert result.code == 0, result.err

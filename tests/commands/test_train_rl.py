@@ -9,6 +9,7 @@ import pytest
 
 from dpok_cli import RewardModel
 from dpok_cli.commands._training import kept_adapter
+from dpok_cli.commands.train_rl import noiseless_steps
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from support.rewards import Brightness, Redness
 from support.text import numbers, rows
@@ -229,3 +230,20 @@ def test_it_says_which_adapter_is_kept(patience, best, said):
     line = kept_adapter(view, patience)
     assert line.startswith(said)
     assert bool(line) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "noisy", "said"),
+    [
+        # 24 images of 20 steps, 8 of them in the window
+        ({}, 8, ""),
+        ({}, 5, "5 of the 8 steps to train on have noise: a round has 120 transitions."),
+        (dict(noise_window=False), 20, ""),
+        (dict(noise_window=False), 15, "5 of the 20 steps have no noise, so they are not trained"),
+        ({}, 0, ""),
+    ],
+)
+def test_steps_without_noise_are_said(settings, noisy, said):
+    line = noiseless_steps(TrainRLConfig(**settings), noisy)
+    assert said in line
+    assert bool(said) == bool(line)

@@ -138,8 +138,8 @@ def test_levels_are_those_trained_on_that_leave_enough_of_the_image(
     least = signal[2].item() - 1e-3
     assert levels(least_signal=least, timestep_fraction=0.5)[0] == [2, 3]
     assert levels(least_signal=least, timestep_fraction=1.0)[0] == [2, 3, 4, 5, 6, 7]
-    with pytest.raises(InputError, match="leave no noise level to train on"):
-        levels(least_signal=0.999, timestep_fraction=0.5)
+    # Where there is none, the cleanest of them.
+    assert levels(least_signal=0.999, timestep_fraction=0.5)[0] == [3]
 
 
 def test_a_share_of_the_prompts_is_dropped_with_guidance_alone(make_config, model, rl_loop, green):
