@@ -71,7 +71,7 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
     assert (drawn.code, drawn.err) == (0, "")
     before, after = (pixels(f"drawn/{when}/000_1.png") for when in ("before", "after"))
     assert before != after
-    plain = dpok("sample", *DRAW, model, "--seeds=1", "--output=plain")
+    plain = dpok("sample", *DRAW, model, "--seeds=0-1", "--output=plain")
     assert plain.code == 0, plain.err
     assert pixels("plain/000_1.png") == before
 
@@ -89,7 +89,7 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
     assert read_adapter(tmp_path / "one.safetensors").keys() == (
         read_adapter(runs / "one/adapter").keys()
     )
-    given = ("--adapter=one.safetensors", "--seeds=1", "--output=again")
+    given = ("--adapter=one.safetensors", "--seeds=0-1", "--output=again")
     assert dpok("sample", *DRAW, model, *given).code == 0
     assert pixels("again/000_1.png") == after
 
