@@ -165,6 +165,8 @@ LOSE = """
 import signal, sys, time, weakref
 from dpok_cli import cli
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 class Thing: pass
 
 def interrupt(_):
