@@ -104,7 +104,8 @@ def peak_of(case: str, model: Path, height: int) -> int:
     if case == SECOND:
         network = copy.deepcopy(loaded.base.network)
         second = Sampler(loaded, config, Denoiser(loaded.base, network, loaded.adapter))
-        with patch.object(Sampler, "reference", torch.no_grad()(second.policy)):
+        # The copy's adapter, which changes nothing yet, stays on.
+        with patch.object(Sampler, "reference", staticmethod(torch.no_grad()(second.policy))):
             list(train_rl(config, loaded, reward))
     else:
         list(train_rl(config, loaded, reward))
