@@ -44,14 +44,13 @@ def image_embedding(
             return None
     except PLUGIN_ERRORS:  # no such plugin, or not allowed, or no such files
         return None
-    rests = rest
     if loaded:
         for other, _ in loaded.rewards.values():
             if type(other) is type(reward) and other.options == reward.options:
-                reward, rests = other, loaded.rest
-    with at_work(reward, rests):
+                reward, rest = other, loaded.rest
+    with at_work(reward, rest):
         reward.prepare()
-    return ImageEmbedding(spec, _embedder(reward, rests))
+    return ImageEmbedding(spec, _embedder(reward, rest))
 
 
 def _embedder(reward: Any, rests: bool) -> Callable[[Tensor], Tensor]:

@@ -44,7 +44,7 @@ class NFTSettings(KLSettings):
         0.18,
         "Objective",
         "Images of --objective nft or mixed are noised to levels where at least this factor of them"
-        " is left.",
+        " is left, or to the cleanest of the steps trained on if none is so clean.",
         within(0, 1, "[)"),
     )
     #: At 0 the predictions with and without the prompt drift apart, which guidance amplifies.
@@ -68,7 +68,7 @@ def nft_loss(
     advantage_clip: float,
     beta: float,
 ) -> Loss:
-    """DiffusionNFT's loss with a KL to the pre-trained model (Zheng et al. 2025, Eq. 5 and Alg. 1).
+    """DiffusionNFT's loss with a KL to the pre-trained model (Zheng et al. 2025).
 
     With f the policy's guided prediction at x_t, f_old that of the policy that drew x_0, v the
     target at x_t, and b the ``strength``:
