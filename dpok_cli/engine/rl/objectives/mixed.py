@@ -79,10 +79,8 @@ class Mixed(Objective):
 
     def loss(self, batch: Both) -> Loss:
         """Return DPOK's loss, which has the KL, and `nft_weight` times DiffusionNFT's without."""
-        policy, forward = (
-            self.dpok.loss(batch.transitions),
-            self.nft.loss(batch.images, with_kl=False),
-        )
+        policy = self.dpok.loss(batch.transitions)
+        forward = self.nft.loss(batch.images, with_kl=False)
         change = {CHANGE.key: forward.measured[CHANGE.key]}
         return Loss(policy.loss + self.config.nft_weight * forward.loss, policy.measured | change)
 

@@ -70,15 +70,15 @@ def nft_loss(
 ) -> Loss:
     """DiffusionNFT's loss with a KL to the pre-trained model (Zheng et al. 2025).
 
-    With f the policy's guided prediction at x_t, f_old that of the policy that drew x_0, v the
-    target at x_t, and b the ``strength``:
+    With f the policy's prediction at x_t (without classifier-free guidance, see `NFT`), f_old that
+    of the policy that drew x_0, v the target at x_t, and b the ``strength``:
 
         r  = 1/2 + clip(A / advantage_clip, -1, 1) / 2              how likely x_0 is a good one
         f+ = (1 - b) f_old + b f        f- = (1 + b) f_old - b f
         L  = mean over examples of  r |f+ - v|^2 / w+  +  (1 - r) |f- - v|^2 / w-  +  beta * KL
 
     where w is the mean of |f+ - v| or |f- - v|, as a constant. ``output``, ``old_output`` and
-    ``target`` are (B, C, H, W), ``advantage`` and ``kl`` (B,) or fewer for ``kl``; gradients flow
+    ``target`` are (B, C, H, W), ``advantage`` is (B,), ``kl`` (N,) of any N; gradients flow
     through ``output`` and ``kl`` only. Measures "kl" and "change" (|f - f_old|^2), scalars.
     """
     old, advantage = old_output.detach(), advantage.detach()
@@ -130,7 +130,7 @@ class NFT(Objective):
 
     @classmethod
     def check(cls, config: Any) -> None:
-        what = "> 0 with --objective nft, whose weights it scales"
+        what = f"> 0 with --objective {config.objective}, whose weights it scales"
         must(config.advantage_clip > 0, "advantage_clip", config.advantage_clip, what)
         what = "prompt or reward with --objective nft: the value function is of transitions"
         alone = config.objective == cls.name
