@@ -1,8 +1,8 @@
 """What the sample grids say of a training: reward and diversity, the best adapter, when to end."""
 
-import math
 from collections.abc import Sequence
 from itertools import groupby
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -17,6 +17,20 @@ from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 
 
+def is_better(rewards: Sequence[float], best: Sequence[float]) -> bool:
+    """Return whether a grid's mean reward is above the best one's by more than chance.
+
+    Both are of the same seeds, so their differences are taken sample by sample, and chance is the
+    standard error of their mean. Of what is equally good by it, the earlier is the best: it is
+    nearer to the pre-trained model (the one-standard-error rule of Breiman et al. 1984).
+    """
+    if len(rewards) != len(best):  # the first one, or --sample-count was changed
+        return not best or mean(rewards) > mean(best)
+    apart = [new - old for new, old in zip(rewards, best, strict=True)]
+    error = stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
+    return mean(apart) > error
+
+
 class Watch:
     """The measures of the sample grids so far, and the adapter of the one with the best reward."""
 
@@ -25,14 +39,15 @@ class Watch:
         self.patience, self.size = session.config.patience, session.config.sample_batch_size
         self._embedding: Any = None
         self.number = -1  # the newest grid's round or step
-        self.best, self.best_number = -math.inf, 0  # the reward, and the grid's number
+        self.best: list[float] = []  # the best grid's rewards, one of each sample
+        self.best_number = 0
         self.since = 0  # grids after the best one
         self.first_diversity = 0.0  # of the first grid, before training
         self.weights: dict[str, Tensor] = {}  # of the best adapter, with patience alone
 
     @property
     def is_over(self) -> bool:
-        """Whether `patience` grids in a row had no better reward than the best before them."""
+        """Whether `patience` grids in a row were no better than the best before them."""
         return 0 < self.patience <= self.since
 
     def see(self, number: int, samples: Sequence[Sample]) -> Metrics:
@@ -41,7 +56,7 @@ class Watch:
         Returns what the next record is to have, the same on all ranks; nothing without samples.
         Raises RewardError, with nothing changed, if the reward fails.
         """
-        found = run_on_main(lambda: self._measure(samples), self.session.accelerator)
+        found, rewards = run_on_main(lambda: self._measure(samples), self.session.accelerator)
         if not found:
             return {}
         self.number = number
@@ -51,8 +66,8 @@ class Watch:
             found["grid/diversity_kept"] = kept / self.first_diversity
         if not number:  # the model before training, which is no result
             return found
-        if found["grid/reward"] > self.best:
-            self.best, self.best_number, self.since = found["grid/reward"], number, 0
+        if is_better(rewards, self.best):
+            self.best, self.best_number, self.since = rewards, number, 0
             if self.patience:
                 adapter = self.session.model.adapter
                 self.weights = {name: each.clone() for name, each in adapter.state_dict().items()}
@@ -60,11 +75,13 @@ class Watch:
             self.since += 1
         return found | {"grid/best": self.best_number}
 
-    def _measure(self, samples: Sequence[Sample]) -> Metrics:
+    def _measure(self, samples: Sequence[Sample]) -> tuple[Metrics, list[float]]:
+        """Return what there is to record of a grid, and the reward of each of its samples."""
         if not samples:
-            return {}
+            return {}, []
         device = self.session.model.device
-        totals, spreads = [], []
+        totals: list[float] = []
+        spreads: list[float] = []
         for start in range(0, len(samples), self.size):
             batch = samples[start : start + self.size]
             images = torch.stack([one.image for one in batch]).to(device)
@@ -76,8 +93,8 @@ class Watch:
             images = torch.stack([one.image for one in of_prompt])
             if self._embedding and len(images) > 1:
                 spreads.append(diversity(images, self._embedding.embed, self.size))
-        found = {"grid/reward": sum(totals) / len(totals)}
-        return found | ({"grid/diversity": sum(spreads) / len(spreads)} if spreads else {})
+        found = {"grid/reward": mean(totals)}
+        return found | ({"grid/diversity": mean(spreads)} if spreads else {}), totals
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -91,7 +108,7 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
-        self.best, self.best_number = state["best"], state["best_number"]
+        self.best, self.best_number = list(state["best"]), state["best_number"]
         self.since, self.first_diversity = state["since"], state["first_diversity"]
         device = self.session.model.device
         self.weights = {name: each.to(device) for name, each in state["weights"].items()}

@@ -11,7 +11,7 @@ from dpok_cli.engine.sampling.sampler import Sample
 from dpok_cli.engine.training import watch as module
 from dpok_cli.engine.training.measures import GRID
 from dpok_cli.engine.training.session import Session
-from dpok_cli.engine.training.watch import Watch
+from dpok_cli.engine.training.watch import Watch, is_better
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -92,6 +92,19 @@ def test_without_a_grid_there_is_nothing_to_measure(watch_of):
     assert watch.number == -1
 
 
+def test_better_is_what_chance_does_not_explain():
+    best = [0.0, 1.0, 2.0, 3.0]
+    # Differences of 1, 1, 1 and -1: a mean of 0.5, and a standard error of 0.5.
+    assert not is_better([1.0, 2.0, 3.0, 2.0], best)
+    assert is_better([1.0, 2.0, 3.0, 2.01], best)
+    assert is_better([0.1, 1.1, 2.1, 3.1], best)
+    assert not is_better(best, best)
+    assert not is_better([-1.0, 0.0, 1.0, 2.0], best)
+    assert is_better([-9.0, -9.0], [])
+    assert [is_better([reward], [1.0]) for reward in (0.9, 1.0, 1.1)] == [False, False, True]
+    assert [is_better([reward] * 3, [1.0]) for reward in (0.9, 1.1)] == [False, True]
+
+
 def test_patience_counts_grids_without_a_better_reward(watch_of):
     watch = watch_of(9.0, 2.0, 2.0, 1.5, 2.5, patience=2)
     over = []
@@ -117,7 +130,7 @@ def test_its_state_comes_back(watch_of):
     assert other.see(3, samples(RED, BETWEEN))["grid/diversity_kept"] == pytest.approx(
         1 - 0.5**0.5, abs=1e-6
     )
-    assert (other.best, other.best_number, other.since, other.number) == (3.0, 3, 0, 3)
+    assert (other.best, other.best_number, other.since, other.number) == ([3.0, 3.0], 3, 0, 3)
     assert other.weights.keys() == one.weights.keys() != set()
 
 
