@@ -73,11 +73,11 @@ class RLConfig(TrainingConfig):
 
     # A high learning rate that decays to 0.
     batch_size: int = changed(TrainingConfig, "batch_size", 48)
-    learning_rate: float = changed(TrainingConfig, "learning_rate", 3e-3)
+    learning_rate: float = changed(TrainingConfig, "learning_rate", 5e-3)
     lr_schedule: Schedule = changed(TrainingConfig, "lr_schedule", "cosine")
-    # So that steps stay small when the gradient grows all at once: once all images are right it is
-    # small, and AdamW's mean of its square would remember nothing else.
-    adam_beta2: float = changed(TrainingConfig, "adam_beta2", 0.95)
+    # A mean of the gradient's square over some 25 rounds: with 0.999 a larger gradient late in a
+    # short run is many steps at once, with 0.95 the small ones of right images are full steps.
+    adam_beta2: float = changed(TrainingConfig, "adam_beta2", 0.99)
     max_grad_norm: float = changed(TrainingConfig, "max_grad_norm", 0.02)
     updates_per_round: int = setting(4, "Optimisation", "Optimizer steps per round.", at_least(1))
     value_learning_rate: float = setting(

@@ -154,7 +154,8 @@ def test_names_metavars_and_defaults_of_flags():
     assert (flags["kl"].metavar, flags["tracker"].metavar) == ("epsilon|gaussian", "NAME")
     assert written["num_inference_steps"] == "20; sd15: 50"
     assert written["lr_schedule"] == "cosine; sd15: constant"
-    assert written["beta"] == "0.01"  # the same in sd15
+    assert written["beta"] == "0.3; sd15: 0.01"
+    assert written["kl"] == "epsilon"  # the same in sd15
     assert written["gradient_checkpointing"] == "off"
     assert written["model"] == "tiny"
     assert written["lora_targets"] is False

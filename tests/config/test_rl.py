@@ -60,7 +60,7 @@ def test_the_objectives_settings_are_a_mixin_that_any_loop_can_take():
     assert {*settings_of(Other)} - {*settings_of(RLConfig)} == {
         *("alpha", "beta", "kl_fraction", "kl_target", "kl", "ratio_clip", "clip_form")
     }
-    assert (Other().batch_size, Other().learning_rate, Other().lr_schedule) == (48, 3e-3, "cosine")
+    assert (Other().batch_size, Other().learning_rate, Other().lr_schedule) == (48, 5e-3, "cosine")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def make_config(pipeline_folder):
                 timestep_fraction=0.5,
                 kl_fraction=1.0,
                 kl_target=0.0,
+                beta=0.01,
                 adam_beta2=0.999,
                 max_grad_norm=1.0,
                 patience=0,

@@ -56,6 +56,7 @@ def main(pipeline: str, output: str, changes: str) -> None:
         noise_window=False,
         kl_fraction=1.0,
         kl_target=0.0,
+        beta=0.01,
         adam_beta2=0.999,
         max_grad_norm=1.0,
         tracker="",

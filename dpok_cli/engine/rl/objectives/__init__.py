@@ -9,6 +9,7 @@ Nothing here imports torch.
 """
 
 from importlib import import_module
+from inspect import isabstract, isclass
 from pkgutil import iter_modules
 
 from dpok_cli.engine.rl.objectives.base import Objective
@@ -21,7 +22,7 @@ def find_objectives() -> dict[str, type[Objective]]:
         each.name: each
         for module in modules
         for each in vars(module).values()
-        if isinstance(each, type) and issubclass(each, Objective) and each is not Objective
+        if isclass(each) and issubclass(each, Objective) and not isabstract(each)
     }
 
 

@@ -24,7 +24,7 @@ class KLSettings:
     """The settings of an objective with a KL penalty."""
 
     beta: float = setting(
-        0.01, "Objective", "KL penalty weight, towards the reference model.", at_least(0)
+        0.3, "Objective", "KL penalty weight, towards the reference model.", at_least(0)
     )
     kl_fraction: float = setting(
         0.25,
@@ -177,3 +177,17 @@ class Objective(ABC):
 
     def load_state_dict(self, state: Any) -> None:
         return
+
+
+class KLObjective(Objective):
+    """An objective with a KL penalty to the pre-trained model, whose weight it keeps."""
+
+    def __init__(self, *parts: Any):
+        super().__init__(*parts)
+        self.kl_weight = KLWeight(self.config)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kl_weight.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.kl_weight.load_state_dict(state)

@@ -13,11 +13,10 @@ from dpok_cli.config import KLForm
 from dpok_cli.config.fields import above, must, setting
 from dpok_cli.engine.rl.objectives.base import (
     BETA,
+    KLObjective,
     KLSettings,
-    KLWeight,
     Loss,
     Measured,
-    Objective,
     Ranks,
 )
 from dpok_cli.engine.runs.measures import Measure, Record
@@ -26,7 +25,9 @@ from dpok_cli.errors import InputError
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from dpok_cli.engine.bases.conditioning import Conditioning
     from dpok_cli.engine.rl.rollout import Trajectories, Transitions
+    from dpok_cli.engine.sampling.step import Gaussian
 
 ClipForm = Literal["ppo", "clamp"]
 
@@ -114,7 +115,7 @@ def _clipped(records: Sequence[Record], config: Any) -> str | None:
     )
 
 
-class DPOK(Objective):
+class DPOK(KLObjective):
     """Learns from the transitions of each trajectory, by the ratio to the policy that drew them."""
 
     name = "dpok"
@@ -172,7 +173,6 @@ class DPOK(Objective):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
-        self.kl_weight = KLWeight(self.config)
         if not len(self.sampler.denoising.stochastic):
             raise InputError(
                 f"--eta {self.config.eta} and --num-inference-steps"
@@ -198,13 +198,11 @@ class DPOK(Objective):
 
         return transitions(trajectories, rewards, advantages, chosen)
 
-    def loss(self, batch: Transitions) -> Loss:
-        """Return `dpok_loss` of a batch of transitions."""
+    def loss(self, batch: Transitions, with_kl: bool = True) -> Loss:
+        """Return `dpok_loss` of a batch of transitions, with a KL of 0 unless ``with_kl``."""
         config = self.config
         texts = self.conditioning[batch.prompt].to(batch.latents.device)
         policy = self.sampler.policy(batch.latents, batch.step, texts)
-        some = slice(config.kl_rows(len(batch)))
-        reference = self.sampler.reference(batch.latents[some], batch.step[some], texts[some])
         timesteps = self.sampler.denoising.timesteps[batch.step]
         advantage = self.advantage.of_examples(batch, texts, timesteps)
         if config.advantage_clip:
@@ -213,12 +211,17 @@ class DPOK(Objective):
             policy.log_prob(batch.next_latents),
             batch.log_prob,
             advantage,
-            policy[some].kl(reference, config.kl),
+            self._kl(batch, policy, texts) if with_kl else policy.output.new_zeros(1),
             alpha=config.alpha,
             beta=self.kl_weight.beta,
             ratio_clip=config.ratio_clip,
             clip_form=config.clip_form,
         )
+
+    def _kl(self, batch: Transitions, policy: Gaussian, texts: Conditioning) -> Tensor:
+        some = slice(self.config.kl_rows(len(batch)))
+        reference = self.sampler.reference(batch.latents[some], batch.step[some], texts[some])
+        return policy[some].kl(reference, self.config.kl)
 
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         import torch
@@ -240,9 +243,3 @@ class DPOK(Objective):
             "ratio/first_max_dev": ranks.largest(max(deviations, default=0.0)),
             "clip_fraction": ranks.mean([(ratio - 1).abs() > self.config.ratio_clip]),
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.kl_weight.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        self.kl_weight.load_state_dict(state)

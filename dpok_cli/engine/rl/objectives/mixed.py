@@ -2,7 +2,8 @@
 
 The policy gradient learns what the noise of the steps decides, without bias. DiffusionNFT's loss
 has far less variance, and learns what x_T decides too; it is wrong where the model is wrong about
-x_0.
+x_0. With a noise window the policy gradient says nothing of the steps after it, in which the
+adapter acts as well: there DiffusionNFT's loss and the KL keep it.
 
 The settings and measures are read without torch, so only functions import it.
 """
@@ -13,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpok_cli.config.fields import above, setting
+from dpok_cli.config.fields import above, must, setting
 from dpok_cli.engine.rl.objectives.base import Loss, Measured, Objective, Ranks
 from dpok_cli.engine.rl.objectives.dpok import DPOK, DPOKSettings
-from dpok_cli.engine.rl.objectives.nft import CHANGE, NFT, NFTSettings
+from dpok_cli.engine.rl.objectives.nft import CHANGE, KL, NFT, NFTSettings
 from dpok_cli.engine.runs.measures import Measure
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class MixedSettings(DPOKSettings, NFTSettings):
     """The settings of the objective."""
 
     nft_weight: float = setting(
-        0.3, "Objective", "Weight of DiffusionNFT's loss in --objective mixed.", above(0)
+        1.0, "Objective", "Weight of DiffusionNFT's loss in --objective mixed.", above(0)
     )
 
 
@@ -41,12 +42,14 @@ class Mixed(Objective):
     method = "online RL (DPOK, arXiv 2305.16381, with DiffusionNFT, arXiv 2509.16117)"
     needs = "trajectory"
     Settings = MixedSettings
-    measures: ClassVar[tuple[Measure, ...]] = (*DPOK.measures, CHANGE)
+    measures: ClassVar[tuple[Measure, ...]] = (KL, *DPOK.measures[1:], CHANGE)
 
     @classmethod
     def check(cls, config: Any) -> None:
         DPOK.check(config)
         NFT.check(config)
+        what = "epsilon with --objective mixed, whose KL is that of DiffusionNFT"
+        must(config.kl == "epsilon", "kl", config.kl, what)
 
     @classmethod
     def kind(cls) -> type[Both]:
@@ -78,11 +81,14 @@ class Mixed(Objective):
         )
 
     def loss(self, batch: Both) -> Loss:
-        """Return DPOK's loss, which has the KL, and `nft_weight` times DiffusionNFT's without."""
-        policy = self.dpok.loss(batch.transitions)
-        forward = self.nft.loss(batch.images, with_kl=False)
-        change = {CHANGE.key: forward.measured[CHANGE.key]}
-        return Loss(policy.loss + self.config.nft_weight * forward.loss, policy.measured | change)
+        """Return DPOK's loss without its KL, and `nft_weight` times DiffusionNFT's.
+
+        The KL is taken at the noised images, which are of all steps, and weighs beta.
+        """
+        weight = self.config.nft_weight
+        policy = self.dpok.loss(batch.transitions, with_kl=False)
+        forward = self.nft.loss(batch.images, beta=self.dpok.kl_weight.beta / weight)
+        return Loss(policy.loss + weight * forward.loss, policy.measured | forward.measured)
 
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         change = ranks.mean([each.values[CHANGE.key] for each in measured])

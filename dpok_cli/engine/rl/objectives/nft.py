@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dpok_cli.config.fields import above, must, setting, within
 from dpok_cli.engine.rl.objectives.base import (
     BETA,
+    KLObjective,
     KLSettings,
-    KLWeight,
     Loss,
     Measured,
-    Objective,
     Ranks,
 )
 from dpok_cli.engine.runs.measures import Measure
@@ -44,7 +43,7 @@ class NFTSettings(KLSettings):
         0.18,
         "Objective",
         "Images of --objective nft or mixed are noised to levels where at least this factor of them"
-        " is left, or to the cleanest of the steps trained on if none is so clean.",
+        " is left, or to the cleanest of the steps if none is so clean.",
         within(0, 1, "[)"),
     )
     #: At 0 the predictions with and without the prompt drift apart, which guidance amplifies.
@@ -98,6 +97,14 @@ def _error(prediction: Tensor, target: Tensor) -> Tensor:
     return error.square().mean(dim=(1, 2, 3)) / scale.clamp(min=1e-5)
 
 
+KL = Measure(
+    "kl",
+    "Mean squared distance of the prediction to the pre-trained model's.",
+    "Grows slowly. A jump means that the learning rate is too high.",
+    label="kl",
+    form=".2e",
+    plotted=True,
+)
 CHANGE = Measure(
     "change",
     "Mean squared change of the prediction within the round.",
@@ -107,7 +114,7 @@ CHANGE = Measure(
 )
 
 
-class NFT(Objective):
+class NFT(KLObjective):
     """Learns from x_0 alone: what got a reward above the baseline is denoised to, the rest from."""
 
     name = "nft"
@@ -115,14 +122,7 @@ class NFT(Objective):
     needs = "x_0"
     Settings = NFTSettings
     measures: ClassVar[tuple[Measure, ...]] = (
-        Measure(
-            "kl",
-            "Mean squared distance of the prediction to the pre-trained model's.",
-            "Grows slowly. A jump means that the learning rate is too high.",
-            label="kl",
-            form=".2e",
-            plotted=True,
-        ),
+        KL,
         BETA,
         Measure("loss", "The loss.", "Says little: its minimum moves with the policy."),
         CHANGE,
@@ -149,31 +149,32 @@ class NFT(Objective):
         import torch
 
         super().__init__(*parts)
-        self.kl_weight = KLWeight(self.config)
         # Guided, the error has a part that is no error: guidance goes beyond the target on purpose.
         embedded, scale = self.sampler.model.base.embeds_guidance, self.config.guidance_scale
         self.guidance = scale if embedded else 1.0
         self.dropout = self.config.prompt_dropout if scale > 1 and not embedded else 0.0
         self.texts = self.conditioning.with_negative()
-        # Of the steps that are trained on, from the noisiest.
-        signal = self.sampler.denoising.signal[: self.config.steps_trained].cpu()
+        # Of all steps, from the noisiest. The adapter acts in each of them: one that neither a loss
+        # nor the KL looks at drifts, until what it does to the image outweighs what was learned.
+        signal = self.sampler.denoising.signal.cpu()
         self.levels = (signal >= self.config.least_signal).nonzero().flatten()
         if not len(self.levels):  # as with few steps of flow matching: the cleanest of them
             self.levels = torch.tensor([len(signal) - 1])
 
     def choose(self, samples: int, random: Generator) -> Tensor:
-        """Choose each of the levels once for each sample; see `draw`."""
-        return self.draw(samples, len(self.levels), random)
+        """Choose as many examples of each sample as steps are trained on; see `draw`."""
+        return self.draw(samples, self.config.steps_trained, random)
 
     def draw(self, samples: int, count: int, random: Generator) -> Tensor:
         """Return ``count`` examples to make of each of M samples, long (M, count, 3).
 
-        They are at the levels in turn, each with a seed for its noise, and 1 if its prompt is
-        dropped.
+        They are at the levels in turn, from sample to sample, each with a seed for its noise, and 1
+        if its prompt is dropped.
         """
         import torch
 
-        steps = self.levels[torch.arange(count) % len(self.levels)].expand(samples, count)
+        turn = torch.arange(samples * count).view(samples, count) % len(self.levels)
+        steps = self.levels[turn]
         seeds = torch.randint(2**62, (samples, count), generator=random)
         dropped = torch.rand((samples, count), generator=random) < self.dropout
         return torch.stack([steps, seeds, dropped], dim=2).to(self.sampler.model.device)
@@ -199,8 +200,8 @@ class NFT(Objective):
             self.guidance,
         )
 
-    def loss(self, batch: NoisedImages, with_kl: bool = True) -> Loss:
-        """Return `nft_loss` of a batch of noised images, with a KL of 0 unless ``with_kl``."""
+    def loss(self, batch: NoisedImages, beta: float | None = None) -> Loss:
+        """Return `nft_loss` of a batch of noised images, with a ``beta`` of its own if given."""
         config = self.config
         texts = self.texts[batch.prompt].to(batch.latents.device)
         output = self.sampler.predict(batch.latents, batch.step, texts, self.guidance)
@@ -209,10 +210,10 @@ class NFT(Objective):
             batch.old_output,
             batch.target,
             batch.advantage,
-            self._kl(batch, output, texts) if with_kl else output.new_zeros(1),
+            self._kl(batch, output, texts),
             strength=config.nft_strength,
             advantage_clip=config.advantage_clip,
-            beta=self.kl_weight.beta,
+            beta=self.kl_weight.beta if beta is None else beta,
         )
 
     def _kl(self, batch: NoisedImages, output: Tensor, texts: Conditioning) -> Tensor:
@@ -235,9 +236,3 @@ class NFT(Objective):
             "loss": ranks.mean([each.loss for each in measured]),
             "change": ranks.mean([each.values["change"] for each in measured]),
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.kl_weight.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        self.kl_weight.load_state_dict(state)

@@ -25,26 +25,29 @@ def loop(make_config, make_model, green, rl_loop, shake):
     return loop
 
 
-def test_the_loss_is_dpoks_and_a_weight_of_nfts_without_its_kl(loop):
+def test_the_loss_is_the_policy_gradient_a_weight_of_nfts_and_nfts_kl(loop):
     batch = loop.buffer.examples
     parts = (loop.config, loop.sampler, loop.conditioning, loop.advantage)
     policy = DPOK(*parts).loss(batch.transitions)
     forward = NFT(*parts).loss(batch.images)
     both = loop.objective.loss(batch)
-    alone = forward.loss - 0.5 * forward.measured["kl"]
-    assert forward.measured["kl"] > 1e-6
-    torch.testing.assert_close(both.loss, policy.loss + 0.7 * alone)
-    torch.testing.assert_close(both.measured["kl"], policy.measured["kl"])
+    kl = forward.measured["kl"]
+    gradient, denoising = policy.loss - 0.5 * policy.measured["kl"], forward.loss - 0.5 * kl
+    assert kl > 1e-6
+    torch.testing.assert_close(both.loss, gradient + 0.7 * denoising + 0.5 * kl)
+    torch.testing.assert_close(both.measured["kl"], kl)
     torch.testing.assert_close(both.measured["change"], forward.measured["change"])
 
 
-def test_each_transition_has_an_image_of_its_sample_at_a_level_that_is_trained_on(loop):
+def test_each_transition_has_an_image_of_its_sample_and_these_are_of_all_steps(loop):
     batch = loop.buffer.examples
     assert len(batch) == 4 * 3  # samples and noisy steps, of four in all
     assert len(loop.sampler.denoising) == 4
     assert batch.transitions.step.tolist() == [0, 1, 2] * 4
     torch.testing.assert_close(batch.transitions.reward, batch.images.reward)
-    assert {*batch.images.step.tolist()} <= {*loop.objective.nft.levels.tolist()}
+    signal = loop.sampler.denoising.signal
+    assert {*batch.images.step.tolist()} == {*(signal >= 0.18).nonzero().flatten().tolist()}
+    assert 3 in batch.images.step  # after the window, where no transition is
     assert {*batch.images.prompt.tolist()} - {*batch.transitions.prompt.tolist()} <= {2}
 
 

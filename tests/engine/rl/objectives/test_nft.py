@@ -125,21 +125,24 @@ def test_without_a_clip_of_the_advantage_there_are_no_weights(make_config):
         make_config(objective="nft", advantage_clip=0.0)
 
 
-def test_levels_are_those_trained_on_that_leave_enough_of_the_image(
-    make_config, model, rl_loop, green
-):
-    def levels(**changes):
+def test_levels_are_of_all_steps_that_leave_enough_of_the_image(make_config, model, rl_loop, green):
+    def objective(**changes):
         settings = dict(objective="nft", eta=0.0, group_size=1, num_inference_steps=8) | changes
-        objective = rl_loop(make_config(**settings), model, green).objective
-        return objective.levels.tolist(), objective.sampler.denoising.signal
+        return rl_loop(make_config(**settings), model, green).objective
 
-    _, signal = levels(least_signal=0.0)
-    assert levels(least_signal=0.0, timestep_fraction=0.5)[0] == [0, 1, 2, 3]
-    least = signal[2].item() - 1e-3
-    assert levels(least_signal=least, timestep_fraction=0.5)[0] == [2, 3]
-    assert levels(least_signal=least, timestep_fraction=1.0)[0] == [2, 3, 4, 5, 6, 7]
-    # Where there is none, the cleanest of them.
-    assert levels(least_signal=0.999, timestep_fraction=0.5)[0] == [3]
+    def levels(**changes):
+        return objective(**changes).levels.tolist()
+
+    signal = objective().sampler.denoising.signal
+    assert levels(least_signal=0.0, timestep_fraction=0.5) == [*range(8)]
+    least = (signal[1] + signal[2]).item() / 2
+    assert levels(least_signal=least, timestep_fraction=0.5) == [2, 3, 4, 5, 6, 7]
+    # None leaves as much: the cleanest.
+    assert levels(least_signal=0.9999, timestep_fraction=0.5) == [7]
+    # As many examples of a sample as steps are trained on, at the levels in turn.
+    kept = objective(least_signal=least, timestep_fraction=0.5)
+    chosen = kept.choose(3, torch.Generator())[:, :, 0]
+    assert chosen.tolist() == [[2, 3, 4, 5], [6, 7, 2, 3], [4, 5, 6, 7]]
 
 
 def test_a_share_of_the_prompts_is_dropped_with_guidance_alone(make_config, model, rl_loop, green):
