@@ -17,6 +17,7 @@ from dpok_cli import __version__
 from dpok_cli.commands import (
     evaluate,
     export,
+    prompts,
     push,
     rewards,
     sample,
@@ -40,6 +41,7 @@ app.command("sample")(results_alone()(sample.sample))
 app.command("evaluate")(results_alone()(evaluate.evaluate))
 app.command("export")(results_alone()(export.export))
 app.command("push")(results_alone()(push.push))
+app.command("prompts")(results_alone()(prompts.prompts))
 app.add_typer(rewards.app, name="rewards")
 app.command("serve-reward")(results_alone()(serve_reward.serve_reward))
 

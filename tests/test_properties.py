@@ -162,11 +162,15 @@ def test_whatever_a_file_holds_is_read_or_refused(tmp_path, content):
     file.write_bytes(content)
     config, refused = read(resolve, TrainRLConfig, file=file)
     assert isinstance(config, TrainRLConfig) or refused
-    for name in ("prompts.txt", "prompts.json"):
+    for name in (f"prompts{end}" for end in ("", ".txt", ".csv", ".tsv", ".json", ".jsonl")):
         file = tmp_path / name
         file.write_bytes(content)
         prompts, refused = read(PromptFile(file).prompts)
-        assert str(file) in refused if refused else all(isinstance(each, str) for each in prompts)
+        if refused:
+            assert str(file) in refused
+        else:
+            assert prompts
+            assert all(isinstance(each, str) and each == each.strip() != "" for each in prompts)
 
 
 @few

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpok_cli.allocator import keep_freed_memory
+from dpok_cli.commands import _prompts
 from dpok_cli.config import EvaluateConfig, to_toml
 from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
@@ -50,7 +51,7 @@ UnseenPromptsFile = Annotated[
     PromptFile | None,
     typer.Option(
         parser=PromptFile,
-        help="Your own unseen prompts, one per line, or JSON with categories.",
+        help="Your own unseen prompts, in one of the forms of --prompts.",
         rich_help_panel="Prompts",
         metavar="FILE",
     ),
@@ -101,6 +102,7 @@ def evaluate(
     config: options.ConfigFile = None,
     print_config: options.PrintConfig = False,
     prompts_file: options.PromptsFile = None,
+    prompt_column: options.PromptColumn = None,
     category: options.Category = None,
     quiet: options.Quiet = False,
     **flags: Any,
@@ -120,6 +122,8 @@ def evaluate(
         return
     from dpok_cli.engine.evaluation.contenders import find_contenders, shared_settings
 
+    prompts_file = _prompts.settled(prompts_file, prompt_column, quiet)
+    unseen_prompts_file = _prompts.settled(unseen_prompts_file, None, quiet)
     tuned = find_contenders(run or [], adapter or [], runs_dir)
     given = {key for key, value in flags.items() if value not in (None, [])}
     settings = options.resolve(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dpok_cli.allocator import keep_freed_memory
+from dpok_cli.commands import _prompts
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.config import flags as options
 from dpok_cli.config.fields import Held
@@ -59,6 +60,7 @@ def sample(
     config: options.ConfigFile = None,
     print_config: options.PrintConfig = False,
     prompts_file: options.PromptsFile = None,
+    prompt_column: options.PromptColumn = None,
     category: options.Category = None,
     quiet: options.Quiet = False,
     **flags: Any,
@@ -88,7 +90,7 @@ def sample(
         flags,
         preset=preset,
         file=config,
-        prompts_file=prompts_file,
+        prompts_file=_prompts.settled(prompts_file, prompt_column, quiet),
         category=category,
         under=of_run,
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpok_cli.commands import _training
+from dpok_cli.commands import _prompts, _training
 from dpok_cli.config import flags as options
 from dpok_cli.display.training import TrainingView
 from dpok_cli.engine.rl.measures import rl_measures
@@ -17,6 +17,7 @@ def train_rl(
     print_config: options.PrintConfig = False,
     plan: options.Plan = False,
     prompts_file: options.PromptsFile = None,
+    prompt_column: options.PromptColumn = None,
     category: options.Category = None,
     resume: options.Resume = None,
     quiet: options.Quiet = False,
@@ -37,7 +38,7 @@ def train_rl(
         run,
         preset=preset,
         file=config,
-        prompts_file=prompts_file,
+        prompts_file=_prompts.settled(prompts_file, prompt_column, quiet),
         category=category,
     )
     if print_config:

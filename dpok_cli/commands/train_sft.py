@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dpok_cli.commands import _training
+from dpok_cli.commands import _prompts, _training
 from dpok_cli.config import TrainSFTConfig
 from dpok_cli.config import flags as options
 from dpok_cli.display.training import SFTView
@@ -19,6 +19,7 @@ def train_sft(
     print_config: options.PrintConfig = False,
     plan: options.Plan = False,
     prompts_file: options.PromptsFile = None,
+    prompt_column: options.PromptColumn = None,
     category: options.Category = None,
     resume: options.Resume = None,
     quiet: options.Quiet = False,
@@ -40,7 +41,7 @@ def train_sft(
         run,
         preset=preset,
         file=config,
-        prompts_file=prompts_file,
+        prompts_file=_prompts.settled(prompts_file, prompt_column, quiet),
         category=category,
     )
     if print_config:

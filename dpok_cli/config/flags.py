@@ -62,14 +62,28 @@ PromptsFile = Annotated[
     typer.Option(
         "--prompts",
         parser=PromptFile,
-        help="Prompts file: text with one prompt per line, or JSON with categories.",
+        help="Prompts file: one prompt per line, CSV, TSV, JSON, JSON lines or Parquet; or"
+        " hf:DATASET[:SPLIT[:COLUMN]]. `dpok prompts FILE` shows what it is understood as.",
         rich_help_panel="Prompts",
         metavar="FILE",
     ),
 ]
+PromptColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of the prompts file that has the prompts. Default: prompt, prompts, text or"
+        " caption.",
+        rich_help_panel="Prompts",
+        metavar="NAME",
+    ),
+]
 Category = Annotated[
     str | None,
-    typer.Option(help="Use only this category of a JSON prompts file.", rich_help_panel="Prompts"),
+    typer.Option(
+        help="Use only this category of the prompts file: a value of its column category, tag or"
+        " challenge.",
+        rich_help_panel="Prompts",
+    ),
 ]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print only results and errors.", rich_help_panel="Run")
@@ -134,7 +148,7 @@ def resolve(
     if prompts_file is not None:
         given["prompts"] = [*given.get("prompts", ()), *prompts_file.prompts(category)]
     elif category is not None:
-        raise InputError("--category needs --prompts FILE.json, whose category it is.")
+        raise InputError("--category needs --prompts FILE, whose category it is.")
     return config.resolve(kind, preset or TINY, file, **(under or {}) | given)
 
 

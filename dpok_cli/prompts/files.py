@@ -1,29 +1,31 @@
-"""Prompt files."""
+"""Prompt files, and datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from dpok_cli.errors import InputError, suggest
-from dpok_cli.inputs import at_home, is_unicode, read_text
-
-_FORM = '{"a prompt": {"category": "a name"}, ...}'
+from dpok_cli.errors import InputError
+from dpok_cli.inputs import at_home, read_text
+from dpok_cli.prompts import arrow
+from dpok_cli.prompts.formats import FORMS, Found, by_content, of_category
 
 
 class PromptFile:
-    """Prompts, one per line, or JSON as in the prompt file released with the DPOK paper.
+    """Prompts in one of the forms of `formats`, known by the file's name or else its content.
 
-    The JSON is an object ``{"PROMPT": {"category": "NAME"}, ...}``, known by its name or
-    its content. Empty lines are ignored. The file is read once, at the first use, so it may be a
-    pipe.
+    A name ``hf:DATASET[:SPLIT[:COLUMN]]`` is a dataset of the Hugging Face hub. The file is read
+    once, at the first use, so it may be a pipe.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = at_home(Path(path))
+    def __init__(self, path: str | Path, column: str = ""):
+        """``column`` names that of the prompts, where there are columns; it is found otherwise."""
+        self.path, self.column = at_home(Path(path)), column
+
+    def with_column(self, column: str) -> PromptFile:
+        """Return the same file, with another ``column``."""
+        return PromptFile(self.path, column)
 
     def prompts(self, category: str | None = None) -> tuple[str, ...]:
         """Return the prompts, or with a ``category`` those of it.
@@ -31,74 +33,38 @@ class PromptFile:
         Raises InputError for a file that cannot be read or has another form, for an unknown
         category, and if no prompt is left.
         """
-        entries = self._entries
-        if category is not None:
-            if not self._is_json:
-                raise InputError(
-                    f"--category needs a JSON prompt file; {self.path} has one prompt per line."
-                )
-            known = {own for _, own in entries if own is not None}
-            if category not in known:
-                raise InputError(
-                    f"{self.path} has no category {category!r}.{suggest(category, known)}"
-                )
-            entries = [(prompt, own) for prompt, own in entries if own == category]
-        if not entries:
-            raise InputError(f"There is no prompt in {self.path}.")
-        return tuple(prompt for prompt, _ in entries)
+        return tuple(entry.prompt for entry in self.found(category).entries)
 
     def categories(self) -> dict[str, str]:
-        """Return the category of each prompt that has one; raises InputError as `prompts` does."""
-        return {prompt: own for prompt, own in self._entries if own is not None}
+        """Return the category, of the first column, of each prompt that has one.
+
+        Raises InputError as `prompts` does.
+        """
+        first = {each.prompt: "".join(each.categories[:1]) for each in self._found.entries}
+        return {prompt: category for prompt, category in first.items() if category}
+
+    def found(self, category: str | None = None) -> Found:
+        """Return what the file was understood as; raises InputError as `prompts` does."""
+        found = self._found
+        if category is not None:
+            found = self._named(of_category, found, category)
+        if not found.entries:
+            raise InputError(f"There is no prompt in {self.path}.")
+        return found
 
     @cached_property
-    def _text(self) -> str:
-        return read_text(self.path, "the prompt file ")
+    def _found(self) -> Found:
+        if str(self.path).startswith(arrow.HUB):
+            return self._named(arrow.dataset, str(self.path), self.column)
+        if self.path.suffix.lower() == ".parquet":
+            return self._named(arrow.parquet, self.path, self.column)
+        text = read_text(self.path, "the prompt file ")
+        form = FORMS.get(self.path.suffix.lower(), by_content)
+        return self._named(form, text, self.column)
 
-    @cached_property
-    def _is_json(self) -> bool:
-        """Whether the file has JSON's name, or is a JSON object, as one from a pipe may be."""
-        if self.path.suffix.lower() == ".json":
-            return True
+    def _named(self, read: Callable[..., Found], *parts: object) -> Found:
+        """Return what ``read`` makes of its ``parts``, with the file's name in an InputError."""
         try:
-            return isinstance(json.loads(self._text), dict)
-        except (ValueError, RecursionError):
-            return False
-
-    @cached_property
-    def _entries(self) -> list[tuple[str, str | None]]:
-        """The prompts in order, each with its category."""
-        if self._is_json:
-            return self._from_json()
-        # Not splitlines, which splits at separators that a prompt may hold.
-        lines = (line.strip() for line in self._text.split("\n"))
-        return [(line, None) for line in lines if line]
-
-    def _from_json(self) -> list[tuple[str, str | None]]:
-        try:
-            entries = json.loads(self._text, object_pairs_hook=_Object)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"The prompt file {self.path} is not JSON: {error}.") from error
-        if not isinstance(entries, dict) or not all(
-            isinstance(it, dict) for it in entries.values()
-        ):
-            raise InputError(f"The prompt file {self.path} is not of the form {_FORM}.")
-        if isinstance(entries, _Object) and entries.repeated:
-            raise InputError(f"{self.path} has {entries.repeated[0]!r} twice: remove one of them.")
-        for prompt in entries:
-            if not is_unicode(prompt):
-                raise InputError(f"{self.path}: the prompt {prompt!r} is not valid Unicode.")
-        return [
-            (prompt, str(entry["category"]) if "category" in entry else None)
-            for prompt, entry in entries.items()
-        ]
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that knows which keys it has more than once; a dict keeps the last of them."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]):
-        super().__init__(pairs)
-        self.repeated = [
-            key for key, times in Counter(key for key, _ in pairs).items() if times > 1
-        ]
+            return read(*parts)
+        except InputError as error:
+            raise InputError(f"The prompt file {self.path}: {error}") from error

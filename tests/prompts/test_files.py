@@ -66,7 +66,7 @@ def test_json_is_known_by_its_content_too(tmp_path):
 
 def test_a_prompt_that_is_twice_in_json_is_refused(tmp_path):
     file = write(tmp_path, "p.json", '{"a cat": {"category": "a"}, "a cat": {"category": "b"}}')
-    with pytest.raises(InputError, match=r"p\.json has 'a cat' twice"):
+    with pytest.raises(InputError, match=r"p\.json: it has 'a cat' twice"):
         PromptFile(file).prompts()
 
 

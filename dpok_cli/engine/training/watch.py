@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from statistics import mean, stdev
+from statistics import mean, variance
 from typing import Any
 
 import torch
@@ -20,15 +20,14 @@ from dpok_cli.rewards.embedding import image_embedding
 def is_better(rewards: Sequence[float], best: Sequence[float]) -> bool:
     """Return whether a grid's mean reward is above the best one's by more than chance.
 
-    Both are of the same seeds, so their differences are taken sample by sample, and chance is the
-    standard error of their mean. Of what is equally good by it, the earlier is the best: it is
-    nearer to the pre-trained model (the one-standard-error rule of Breiman et al. 1984).
+    Chance is the standard error of the difference of two grids. Of what is equally good by it the
+    earlier is the best: it is nearer to the pre-trained model (the one-standard-error rule of
+    Breiman et al. 1984).
     """
-    if len(rewards) != len(best):  # the first one, or --sample-count was changed
-        return not best or mean(rewards) > mean(best)
-    apart = [new - old for new, old in zip(rewards, best, strict=True)]
-    error = stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
-    return mean(apart) > error
+    if not best:
+        return True
+    variances = [variance(each) / len(each) for each in (rewards, best) if len(each) > 1]
+    return mean(rewards) > mean(best) + sum(variances) ** 0.5
 
 
 class Watch:

@@ -93,16 +93,16 @@ def test_without_a_grid_there_is_nothing_to_measure(watch_of):
 
 
 def test_better_is_what_chance_does_not_explain():
-    best = [0.0, 1.0, 2.0, 3.0]
-    # Differences of 1, 1, 1 and -1: a mean of 0.5, and a standard error of 0.5.
-    assert not is_better([1.0, 2.0, 3.0, 2.0], best)
-    assert is_better([1.0, 2.0, 3.0, 2.01], best)
-    assert is_better([0.1, 1.1, 2.1, 3.1], best)
+    best = [0.0, 1.0, 2.0, 3.0]  # a variance of 5/3
+    error = (2 * 5 / 3 / 4) ** 0.5
+    assert not is_better([each + error - 0.01 for each in best], best)
+    assert is_better([each + error + 0.01 for each in best], best)
+    # Of nine rewards the mean is surer, and of equal ones it is sure.
+    assert is_better([1.5 + (5 / 3 / 4) ** 0.5 + 0.01] * 9, best)
     assert not is_better(best, best)
-    assert not is_better([-1.0, 0.0, 1.0, 2.0], best)
+    assert not is_better([each - 1 for each in best], best)
     assert is_better([-9.0, -9.0], [])
     assert [is_better([reward], [1.0]) for reward in (0.9, 1.0, 1.1)] == [False, False, True]
-    assert [is_better([reward] * 3, [1.0]) for reward in (0.9, 1.1)] == [False, True]
 
 
 def test_patience_counts_grids_without_a_better_reward(watch_of):
