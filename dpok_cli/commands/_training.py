@@ -147,6 +147,8 @@ class Job:
             Sampler(self.model, settings.for_evaluation())
             self.model.adapter.start(settings, self.existing)
             self.model.encode(settings.prompts, settings.negative_prompt)
+            for line in self.model.unread(settings.prompts):
+                self.say(line)
             self.reward = build(
                 settings.rewards,
                 self.model.device,

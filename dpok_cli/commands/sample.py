@@ -110,6 +110,8 @@ def sample(
     total = len(settings.prompts) * len(seeds)
     with advice_when_full(settings):
         model = load(settings, adapter)
+        for line in () if quiet else model.unread(settings.prompts):
+            console.say(line)
         Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
         check_memory(settings, model, Held("seeds", images=min(total, settings.sample_batch_size)))
         picture = write_samples(

@@ -15,7 +15,7 @@ class RLConfig(TrainingConfig):
     """The loop of online RL: a round samples ``samples_per_round`` images and updates on them."""
 
     rounds: int = setting(
-        30,
+        40,
         "Rollout",
         "Training rounds, each of sampling and updates.",
         at_least(1),

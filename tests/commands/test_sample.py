@@ -57,6 +57,16 @@ def cell(file, column, row):
         return picture.crop((left, top, left + 192, top + 192)).resize((16, 16), 0).tobytes()
 
 
+def test_the_end_of_a_long_prompt_is_named_once(sample):
+    long = "a cat " * 60
+    result = sample("--prompt", long, "--prompt", "a dog", "--seeds=0-1", "--output=new")
+    (line,) = result.err.splitlines()
+    assert line.startswith("The text encoder does not see 'a cat a cat")
+    assert line.endswith(f"at the end of {long!r}.")
+    quiet = sample("--prompt", long, "--seeds=0", "--output=other", "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
 def test_base_model(sample, tmp_path):
     flags = ("--prompt", "a cat", "--prompt", "a dog", "--seeds", "3,5", "--output", "new")
     result = sample(*flags)

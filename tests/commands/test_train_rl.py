@@ -191,9 +191,9 @@ def test_an_interrupted_run_keeps_its_plot_and_says_how_to_resume(train, run, in
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        # 24 images x 11 steps: 192 of 264 transitions, in 4 updates of 48; 30 rounds: 720 images,
-        # 120 updates
-        (["--preset=tiny"], [24, 11, 192, 264, 4, 48, 30, 720, 120]),
+        # 24 images x 11 steps: 192 of 264 transitions, in 4 updates of 48; 40 rounds: 960 images,
+        # 160 updates
+        (["--preset=tiny"], [24, 11, 192, 264, 4, 48, 40, 960, 160]),
         # 500 of 500 transitions, from the last 1000, in 5 updates of 48 (4 x 12)
         (
             ["--preset=sd15", "--no-auto-batch-size"],

@@ -119,6 +119,20 @@ class Base(ABC):
         The text encoders are in the pipeline.
         """
 
+    @property
+    def reader(self) -> tuple[Any, int]:
+        """The tokenizer of the encoder that reads most of a prompt, and how many tokens it reads.
+
+        Those include the ones that it puts before the first word and after the last.
+        """
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
+    def unread(self, prompt: str) -> str:
+        """Return the end of a prompt that no encoder sees, as its tokenizer writes it, or ""."""
+        tokenizer, limit = self.reader
+        *tokens, _ = tokenizer(prompt).input_ids  # the last one says that the text ends
+        return tokenizer.decode(tokens[limit - 1 :]).strip()
+
     @abstractmethod
     def predict(
         self,

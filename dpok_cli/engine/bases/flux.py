@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
 
+#: Tokens of a prompt that T5 reads, at the most, as in the call of the pipeline.
+T5_TOKENS = 512
+
 
 class Flux(FlowBase):
     """T5's embeddings and CLIP's pooled vector; a patch of 2 x 2 latents is a token."""
@@ -28,7 +31,11 @@ class Flux(FlowBase):
     @property
     def text_shape(self) -> tuple[int, int, int]:
         config = self.network.config
-        return 512, config.joint_attention_dim, config.pooled_projection_dim
+        return T5_TOKENS, config.joint_attention_dim, config.pooled_projection_dim
+
+    @property
+    def reader(self) -> tuple[Any, int]:
+        return self.pipeline.tokenizer_2, T5_TOKENS
 
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         self.check_negative(negative)

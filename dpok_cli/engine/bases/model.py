@@ -20,6 +20,8 @@ from dpok_cli.engine.lora.adapter import Adapter
 
 #: Pixels that are decoded or encoded at a time: 2 images of 512 x 512.
 PIXELS = 2 * 512**2
+#: The most prompts that are named as too long.
+SHOWN = 5
 
 
 def base_class(family: Family) -> type[Base]:
@@ -81,6 +83,18 @@ class DiffusionModel:
         """
         text = self.adapter.text if self.adapter.enabled else {}
         return self.encoders.encode(prompts, negative_prompt, text, self.adapter.source)
+
+    def unread(self, prompts: Sequence[str]) -> list[str]:
+        """Return a line for each different prompt whose end no text encoder sees, but few."""
+        ends = {
+            prompt: end for prompt in dict.fromkeys(prompts) if (end := self.base.unread(prompt))
+        }
+        lines = [
+            f"The text encoder does not see {end!r} at the end of {prompt!r}."
+            for prompt, end in ends.items()
+        ]
+        more = [f"Nor does it see the ends of {len(lines) - SHOWN} more prompts."]
+        return lines[:SHOWN] + (more if len(lines) > SHOWN else [])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

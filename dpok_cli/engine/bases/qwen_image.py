@@ -44,6 +44,13 @@ class QwenImage(FlowBase):
                 f"The model's VAE has no latents_mean, so it is not one of {self.family.name}."
             )
 
+    def unread(self, prompt: str) -> str:
+        pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer
+        before = pipeline.prompt_template_encode.partition("{}")[0]
+        # The pipeline leaves out as many tokens as the template has in the published tokenizer.
+        read = pipeline.prompt_template_encode_start_idx + TOKENS - len(tokenizer(before).input_ids)
+        return tokenizer.decode(tokenizer(prompt).input_ids[read:]).strip()
+
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         embeds, mask = self.pipeline.encode_prompt(
             [*prompts, negative or " "], self.text_device, max_sequence_length=TOKENS

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from dpok_cli.engine.bases.conditioning import Conditioning, Text
 from dpok_cli.engine.bases.flow import FlowBase
 
+#: Tokens of a prompt that CLIP's encoders and T5 read, at the most, as in the call of the pipeline.
+CLIP_TOKENS, T5_TOKENS = 77, 256
+
 
 class StableDiffusion3(FlowBase):
     """Two CLIP encoders and T5, whose padding is attended to."""
@@ -18,7 +21,13 @@ class StableDiffusion3(FlowBase):
     @property
     def text_shape(self) -> tuple[int, int, int]:
         config = self.network.config
-        return 77 + 256, config.joint_attention_dim, config.pooled_projection_dim  # CLIP's, T5's
+        tokens = CLIP_TOKENS + T5_TOKENS
+        return tokens, config.joint_attention_dim, config.pooled_projection_dim
+
+    @property
+    def reader(self) -> tuple[Any, int]:
+        t5 = self.pipeline.tokenizer_3
+        return (t5, T5_TOKENS) if t5 else super().reader
 
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

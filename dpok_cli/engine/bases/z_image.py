@@ -12,6 +12,8 @@ from dpok_cli.engine.bases.flow import FlowBase
 
 #: Height and width, in pixels, that the pipeline draws by default.
 PIXELS = 1024
+#: Tokens of a prompt with its template, at the most, as in the call of the pipeline.
+TOKENS = 512
 
 
 class ZImage(FlowBase):
@@ -30,7 +32,14 @@ class ZImage(FlowBase):
 
     @property
     def text_shape(self) -> tuple[int, int, int]:
-        return 512, self.network.config.cap_feat_dim, 0
+        return TOKENS, self.network.config.cap_feat_dim, 0
+
+    def unread(self, prompt: str) -> str:
+        tokenizer, message = self.pipeline.tokenizer, [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(message, tokenize=False)
+        before = text.partition(prompt)[0]  # of the template, which is read as well
+        read = TOKENS - len(tokenizer(before).input_ids)
+        return tokenizer.decode(tokenizer(prompt).input_ids[read:]).strip()
 
     def encode(self, prompts: Sequence[str], negative: str) -> tuple[Text, Text]:
         # The pipeline writes into the list.

@@ -77,11 +77,17 @@ def _draw(
                 yield from records
 
 
-def check_models(evaluation: Evaluation) -> None:
-    """Raise InputError if a model cannot be loaded, or cannot be drawn from with these settings."""
-    one = [evaluation.prompts[0].text]  # an adapter's part of a text encoder may not fit
+def check_models(evaluation: Evaluation) -> list[str]:
+    """Return a line on each prompt that is too long for the model.
+
+    Raises InputError if a model cannot be loaded, or cannot be drawn from with these settings.
+    """
+    texts = [prompt.text for prompt in evaluation.prompts]
     for contender in evaluation.contenders:
-        Sampler(load(evaluation.config, contender.adapter, one), evaluation.config)
+        # With one prompt, since an adapter's part of a text encoder may not fit.
+        model = load(evaluation.config, contender.adapter, texts[:1])
+        Sampler(model, evaluation.config)
+    return model.unread(texts)
 
 
 class _Model:

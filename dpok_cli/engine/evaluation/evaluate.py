@@ -47,7 +47,8 @@ def start(
 ) -> Iterator[tuple[WeightedReward, EvaluationFolder]]:
     """Make the reward and the folder of an evaluation, which has no other writer in the block.
 
-    ``warn`` gets a line on each reward that has changed since a folder was last used. The folder is
+    ``warn`` gets a line on each reward that has changed since a folder was last used, and at the
+    start one on each prompt that is too long for the model. The folder is
     made only once all models and rewards could be loaded. Raises InputError for a model or folder
     that cannot be used, RewardError for a reward that cannot be loaded.
     """
@@ -57,12 +58,16 @@ def start(
         evaluation.rewards, device_of(config.device), tiny=config.model == TINY, rest=config.offload
     )
     if not EvaluationFolder.check(path, evaluation).begun:
-        check_models(evaluation)
+        too_long = check_models(evaluation)
         reward.prepare()
+    else:
+        too_long = []
     folder = EvaluationFolder(path)
     with on_main(partial(folder.writing, evaluation), processes):
         if processes.is_main_process:
             note_versions(path, reward, warn)
+            for line in too_long:
+                warn(line)
         yield reward, folder
 
 

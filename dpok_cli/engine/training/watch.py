@@ -1,8 +1,9 @@
 """What the sample grids say of a training: reward and diversity, the best adapter, when to end."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
-from statistics import mean, variance
+from statistics import mean
 from typing import Any
 
 import torch
@@ -16,18 +17,17 @@ from dpok_cli.engine.training.session import Session
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import image_embedding
 
+#: Part of the reward gained so far that a grid has to add to be better.
+GAIN = 0.1
 
-def is_better(rewards: Sequence[float], best: Sequence[float]) -> bool:
-    """Return whether a grid's mean reward is above the best one's by more than chance.
 
-    Chance is the standard error of the difference of two grids. Of what is equally good by it the
-    earlier is the best: it is nearer to the pre-trained model (the one-standard-error rule of
-    Breiman et al. 1984).
+def is_better(reward: float, best: float, first: float) -> bool:
+    """Return whether a grid's mean reward is better than the best one's, after the ``first``.
+
+    That is by more than GAIN of what training had gained: a rise that is small beside it is not
+    worth the rounds, nor the diversity that they cost.
     """
-    if not best:
-        return True
-    variances = [variance(each) / len(each) for each in (rewards, best) if len(each) > 1]
-    return mean(rewards) > mean(best) + sum(variances) ** 0.5
+    return reward > best + GAIN * max(0.0, best - first)
 
 
 class Watch:
@@ -38,8 +38,8 @@ class Watch:
         self.patience, self.size = session.config.patience, session.config.sample_batch_size
         self._embedding: Any = None
         self.number = -1  # the newest grid's round or step
-        self.best: list[float] = []  # the best grid's rewards, one of each sample
-        self.best_number = 0
+        self.first = math.inf  # the reward of the first grid, before training
+        self.best, self.best_number = -math.inf, 0  # the reward, and the grid's number
         self.since = 0  # grids after the best one
         self.first_diversity = 0.0  # of the first grid, before training
         self.weights: dict[str, Tensor] = {}  # of the best adapter, with patience alone
@@ -55,7 +55,7 @@ class Watch:
         Returns what the next record is to have, the same on all ranks; nothing without samples.
         Raises RewardError, with nothing changed, if the reward fails.
         """
-        found, rewards = run_on_main(lambda: self._measure(samples), self.session.accelerator)
+        found = run_on_main(lambda: self._measure(samples), self.session.accelerator)
         if not found:
             return {}
         self.number = number
@@ -64,9 +64,11 @@ class Watch:
         if self.first_diversity:
             found["grid/diversity_kept"] = kept / self.first_diversity
         if not number:  # the model before training, which is no result
+            self.first = found["grid/reward"]
             return found
-        if is_better(rewards, self.best):
-            self.best, self.best_number, self.since = rewards, number, 0
+        reward = found["grid/reward"]
+        if is_better(reward, self.best, self.first):
+            self.best, self.best_number, self.since = reward, number, 0
             if self.patience:
                 adapter = self.session.model.adapter
                 self.weights = {name: each.clone() for name, each in adapter.state_dict().items()}
@@ -74,10 +76,9 @@ class Watch:
             self.since += 1
         return found | {"grid/best": self.best_number}
 
-    def _measure(self, samples: Sequence[Sample]) -> tuple[Metrics, list[float]]:
-        """Return what there is to record of a grid, and the reward of each of its samples."""
+    def _measure(self, samples: Sequence[Sample]) -> Metrics:
         if not samples:
-            return {}, []
+            return {}
         device = self.session.model.device
         totals: list[float] = []
         spreads: list[float] = []
@@ -93,11 +94,12 @@ class Watch:
             if self._embedding and len(images) > 1:
                 spreads.append(diversity(images, self._embedding.embed, self.size))
         found = {"grid/reward": mean(totals)}
-        return found | ({"grid/diversity": mean(spreads)} if spreads else {}), totals
+        return found | ({"grid/diversity": mean(spreads)} if spreads else {})
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "number": self.number,
+            "first": self.first,
             "best": self.best,
             "best_number": self.best_number,
             "since": self.since,
@@ -107,7 +109,8 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
-        self.best, self.best_number = list(state["best"]), state["best_number"]
+        self.first, self.best = state["first"], state["best"]
+        self.best_number = state["best_number"]
         self.since, self.first_diversity = state["since"], state["first_diversity"]
         device = self.session.model.device
         self.weights = {name: each.to(device) for name, each in state["weights"].items()}

@@ -92,3 +92,23 @@ def test_prompts_are_encoded_the_same_every_time(model):
 def test_latents_go_to_the_vae_and_back(model):
     latents = torch.randn(2, *model.latent_shape)
     torch.testing.assert_close(model.base.from_vae(model.base.to_vae(latents)), latents)
+
+
+def test_the_end_of_a_prompt_that_no_encoder_sees(model):
+    """Its words change nothing, and those before it do; it is the pipeline that cuts it off."""
+    words = ["cat"] * 700
+    end = model.base.unread(" ".join(words)).split()
+    assert 1 < len(end) < 700
+
+    def encoded(*dogs):
+        changed = ["dog" if number in dogs else word for number, word in enumerate(words)]
+        return model.encode([" ".join(changed)]).prompts
+
+    first = 700 - len(end)
+    plain, same, other = encoded(), encoded(first + 1, 699), encoded(first - 1)
+    assert torch.equal(plain.embeds, same.embeds)
+    assert plain.embeds.shape == other.embeds.shape
+    assert not torch.equal(plain.embeds, other.embeds)
+    assert model.unread(["a cat", " ".join(words)]) == [
+        f"The text encoder does not see {' '.join(end)!r} at the end of {' '.join(words)!r}."
+    ]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,16 @@ def test_results_are_returned_and_written(evaluation, tmp_path):
     with folder.table.open() as file:
         assert len(list(csv.DictReader(file))) == len(results["rows"])
     assert evaluate(evaluation, folder) == results
+
+
+def test_a_prompt_that_is_too_long_is_named_when_the_evaluation_begins(evaluation, tmp_path):
+    long = Prompt(" ".join(["cat"] * 100), "given")
+    evaluation = replace(evaluation, prompts=(*evaluation.prompts, long))
+    folder, told = EvaluationFolder(tmp_path / "new"), []
+    for _ in range(2):  # the second time it is resumed
+        evaluate(evaluation, folder, warn=told.append)
+    (line,) = told
+    assert line.startswith("The text encoder does not see 'cat cat ")
 
 
 def test_no_folder_is_made_for_an_adapter_that_does_not_fit(evaluation, tmp_path):

@@ -1,5 +1,7 @@
 """The sample grids' measures, the best adapter, and the end that they decide on."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -92,17 +94,16 @@ def test_without_a_grid_there_is_nothing_to_measure(watch_of):
     assert watch.number == -1
 
 
-def test_better_is_what_chance_does_not_explain():
-    best = [0.0, 1.0, 2.0, 3.0]  # a variance of 5/3
-    error = (2 * 5 / 3 / 4) ** 0.5
-    assert not is_better([each + error - 0.01 for each in best], best)
-    assert is_better([each + error + 0.01 for each in best], best)
-    # Of nine rewards the mean is surer, and of equal ones it is sure.
-    assert is_better([1.5 + (5 / 3 / 4) ** 0.5 + 0.01] * 9, best)
-    assert not is_better(best, best)
-    assert not is_better([each - 1 for each in best], best)
-    assert is_better([-9.0, -9.0], [])
-    assert [is_better([reward], [1.0]) for reward in (0.9, 1.0, 1.1)] == [False, False, True]
+def test_better_is_by_a_tenth_of_what_was_gained():
+    assert not is_better(0.99, 0.9, -0.1)  # of 1.0
+    assert is_better(1.01, 0.9, -0.1)
+    assert is_better(-0.55, -0.6, -1.0)  # of 0.4
+    assert not is_better(-0.57, -0.6, -1.0)
+    # Below the first reward nothing was gained, and what is above the best is better.
+    assert is_better(-1.9, -2.0, -1.0)
+    assert not is_better(-2.0, -2.0, -1.0)
+    assert is_better(-9.0, -math.inf, 0.0)
+    assert is_better(0.1, 0.0, math.inf)  # without a first grid
 
 
 def test_patience_counts_grids_without_a_better_reward(watch_of):
@@ -130,7 +131,7 @@ def test_its_state_comes_back(watch_of):
     assert other.see(3, samples(RED, BETWEEN))["grid/diversity_kept"] == pytest.approx(
         1 - 0.5**0.5, abs=1e-6
     )
-    assert (other.best, other.best_number, other.since, other.number) == ([3.0, 3.0], 3, 0, 3)
+    assert (other.best, other.best_number, other.since, other.number) == (3.0, 3, 0, 3)
     assert other.weights.keys() == one.weights.keys() != set()
 
 
