@@ -1,6 +1,7 @@
 """`dpok sample`: which images it draws, with what, and where it puts them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_the_end_of_a_long_prompt_is_named_once(sample):
     long = "a cat " * 60
     result = sample("--prompt", long, "--prompt", "a dog", "--seeds=0-1", "--output=new")
     (line,) = result.err.splitlines()
-    assert line.startswith("The text encoder does not see 'a cat a cat")
+    assert re.match("The text encoder does not see '[a-z]+ (a cat )+a cat' at the end", line)
     assert line.endswith(f"at the end of {long!r}.")
     quiet = sample("--prompt", long, "--seeds=0", "--output=other", "--quiet")
     assert (quiet.code, quiet.err) == (0, "")

@@ -49,7 +49,8 @@ def test_a_prompt_that_is_too_long_is_named_when_the_evaluation_begins(evaluatio
     for _ in range(2):  # the second time it is resumed
         evaluate(evaluation, folder, warn=told.append)
     (line,) = told
-    assert line.startswith("The text encoder does not see 'cat cat ")
+    assert line.startswith("The text encoder does not see '")
+    assert line.endswith(f"cat cat cat' at the end of {long.text!r}.")
 
 
 def test_no_folder_is_made_for_an_adapter_that_does_not_fit(evaluation, tmp_path):
