@@ -92,7 +92,7 @@ def test_help_of_training_groups_every_setting_with_its_default(command, dpok, m
         assert f"--{flag.replace('_', '-')} " in text
     assert re.search(r"--guidance-scale .*default: \(3\.0; sd15: 7\.5\)", text)
     if command == "train-rl":
-        assert re.search(r"--beta .*default: \(0\.01\)", text)
+        assert re.search(r"--beta .*default: \(0\.3; sd15: 0\.01\)", text)
         assert re.search(r"--kl +epsilon\|gaussian .*default: \(epsilon\)", text)
     assert re.search(r"--lora-targets .*By default the family's attention layers\.", text)
 

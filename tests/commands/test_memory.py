@@ -91,7 +91,7 @@ def test_of_loading_the_model_there_is_no_run_yet(start, breaks, tmp_path):
 
 
 def test_of_drawing(dpok, fills, pipeline_folder):
-    flags = (f"--model={pipeline_folder}", "--num-inference-steps=2", "--device=cpu")
+    flags = (f"--model={pipeline_folder}", "--num-inference-steps=2", "--device=cpu", "--quiet")
     code, out, err = dpok("sample", *flags)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert re.match(rf"Error: Out of memory \({CPU}\)\. ", err)
