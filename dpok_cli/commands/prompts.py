@@ -8,7 +8,6 @@ import typer
 from dpok_cli.commands import _prompts
 from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
-from dpok_cli.errors import InputError
 from dpok_cli.prompts.files import PromptFile
 from dpok_cli.strict_json import dumps
 
@@ -33,10 +32,8 @@ def prompts(
 
     Example: dpok prompts PartiPrompts.tsv --category Animals
     """
-    settled = _prompts.settled(file, prompt_column)
-    if settled is None:
-        raise InputError("Name a file of prompts.")
-    found = settled.found(category)
+    file = _prompts.understood(file, prompt_column)
+    found = file.found(category)
     texts = [entry.prompt for entry in found.entries]
     if as_json:
         entries = [
@@ -53,7 +50,7 @@ def prompts(
     repeats = f", {different} different" if different < len(texts) else ""
     where = f", column {found.column!r}" if found.column else ""
     longest = max(texts, key=lambda text: len(text.split()))
-    console.say(f"{settled.path}: {found.form}{where}.", console.out)
+    console.say(f"{file.path}: {found.form}{where}.", console.out)
     console.say(f"{some}{repeats}.", console.out)
     console.say(f"The longest has {len(longest.split())} words: {longest}", console.out)
     for number, column in enumerate(found.categories):
