@@ -6,8 +6,10 @@ Trains on the paper's prompts and the tiny world with each of SETTINGS, one run 
 run ends by itself or at LIMIT. The judge scores each round's own images, without weight in the
 reward. Where the mean of two rounds is ASK or more, it scores 64 images of fresh seeds, drawn as
 `dpok sample` draws them; the run has arrived once RIGHT of them are right. At its end the adapter
-that it keeps is measured on the same seeds. The mean in the budget is that of the rounds in the
-first BUDGET evaluations. Evaluations and seconds are those of rollouts, rewards and updates.
+that it keeps is measured on the same seeds, and so is the base model. Diversity is that of all
+images, and of the right ones alone: what is wrong with an image makes it different, too. The mean
+in the budget is that of the rounds in the first BUDGET evaluations. Evaluations and seconds are
+those of rollouts, rewards and updates.
 
 A finished run is not repeated, and an interrupted one is resumed; for several at once, start
 several commands with other --seeds or --prompts, then one for the table. Prints a Markdown table
@@ -18,6 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -114,7 +117,11 @@ def train(
 
 
 def measure(model: Any, config: TrainRLConfig, reward: Any) -> dict[str, float]:
-    """Return the means of FRESH images as the model is now, and their diversity by CLIP."""
+    """Return the means of FRESH images as the model is now, and diversity by CLIP.
+
+    "diversity" is that of all, "among_right" that of those which the judge finds right, 0 if there
+    are not two.
+    """
     import torch
 
     from dpok_cli.engine.evaluation.diversity import diversity
@@ -128,15 +135,17 @@ def measure(model: Any, config: TrainRLConfig, reward: Any) -> dict[str, float]:
     scores = reward.score(images.to(model.device), list(config.prompts) * FRESH).raw
     embed = image_embedding(config.model, model.device).embed
     means = {name: values.mean().item() for name, values in scores.items()}
-    return means | {"diversity": diversity(images, embed, 16)}
+    right = images[scores["judge"].cpu() > 0.5]
+    among_right = diversity(right, embed, 16) if len(right) > 1 else 0.0
+    return means | {"diversity": diversity(images, embed, 16), "among_right": among_right}
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     """Make the table: a row for each setting and prompt, with one number for each seed."""
     lines = [
         "| setting | prompt | evaluations until right | seconds | mean in the budget | evaluations"
-        " in all | right at the end | diversity there, of the base's |",
-        "|---|---|---|---|---|---|---|---|",
+        " in all | right at the end | diversity there, of the base's | among right images |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     rows = {(each["setting"], each["prompt"]): None for each in results}
     for setting, prompt in rows:
@@ -147,7 +156,10 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             [f"{each['mean']:.2f}" for each in found],
             [f"{each['evaluations']:.0f}" for each in found],
             [f"{each['kept']['judge']:.2f}" for each in found],
-            [f"{each['kept']['diversity'] / each['base']['diversity']:.2f}" for each in found],
+            *(
+                [f"{each['kept'][kind] / (each['base'][kind] or nan):.2f}" for each in found]
+                for kind in ("diversity", "among_right")
+            ),
         ]
         lines.append("| " + " | ".join([setting, prompt, *map(", ".join, cells)]) + " |")
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ from dpok_cli.config.fields import Held, above, at_least, changed, setting, with
 from dpok_cli.config.training import Schedule, TrainingConfig
 
 AdvantageForm = Literal["reward", "value", "prompt"]
+Mix = Literal["rewards", "advantages"]
 TimestepChoice = Literal["noisiest", "random"]
 
 
@@ -66,6 +67,12 @@ class RLConfig(TrainingConfig):
         "prompt",
         "Objective",
         "Advantage: the reward itself, minus a value function, or normalised per prompt.",
+    )
+    mix: Mix = setting(
+        "rewards",
+        "Objective",
+        "What is summed over several --reward: the rewards, or the advantage of each, in units of"
+        " its own spread (with --advantage prompt).",
     )
     advantage_clip: float = setting(
         5.0, "Objective", "Clip range of the advantages, ± this; 0 turns it off.", at_least(0)

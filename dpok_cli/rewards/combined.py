@@ -51,6 +51,14 @@ class WeightedReward:
     def names(self) -> tuple[str, ...]:
         return tuple(self.rewards)
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each of ``names``, negated if lower is better."""
+        return {
+            key: weight if reward.higher_is_better else -weight
+            for key, (reward, weight) in self.rewards.items()
+        }
+
     def prepare(self) -> None:
         """Load every reward now; raises ``RewardError`` with the name of the one that fails."""
         for reward, _ in self.rewards.values():
@@ -75,8 +83,5 @@ class WeightedReward:
 
     def combine(self, raw: dict[str, Tensor]) -> Scores:
         """Return the weighted sum of raw scores, each (B,), keyed by ``names``."""
-        signed = [
-            (weight if reward.higher_is_better else -weight) * raw[key]
-            for key, (reward, weight) in self.rewards.items()
-        ]
+        signed = [weight * raw[key] for key, weight in self.weights.items()]
         return Scores(sum(signed[1:], signed[0]), raw)

@@ -25,6 +25,7 @@ from dpok_cli.errors import InputError
         *(("ratio_clip", value) for value in (0.0, float("nan"))),
         ("clip_form", "none"),
         ("advantage", "gae"),
+        ("mix", "scores"),
         *(("advantage_clip", value) for value in (-1.0, float("inf"))),
         ("updates_per_round", 0),
         ("value_learning_rate", 0.0),
@@ -50,6 +51,17 @@ def test_the_objective_needs_noise_and_the_loop_does_not():
         "--eta 0.0: must be > 0 to train (without noise there is no policy)."
     )
     assert RLConfig(eta=0.0).eta == 0.0
+
+
+@pytest.mark.parametrize("advantage", ["reward", "value"])
+def test_advantages_are_mixed_where_rewards_have_a_unit(advantage):
+    assert TrainRLConfig(mix="advantages").advantage == "prompt"
+    with pytest.raises(InputError) as caught:
+        TrainRLConfig(mix="advantages", advantage=advantage)
+    assert str(caught.value) == (
+        "--mix 'advantages': must be rewards without --advantage prompt, whose unit makes rewards"
+        " comparable."
+    )
 
 
 def test_the_objectives_settings_are_a_mixin_that_any_loop_can_take():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +11,22 @@ from torch import Tensor
 from dpok_cli.engine.bases.conditioning import Conditioning
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.rollout import Examples
+from dpok_cli.rewards.combined import Scores
 
 
 class RewardAdvantage:
     """The reward itself, without a baseline (DPOK's Eq. 9); a base for the others."""
 
     def of_round(
-        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+        self, scores: Scores, prompts: Sequence[str], start_seeds: Sequence[int]
     ) -> Tensor:
-        """Return the advantages of a round's samples, (M, 2), from their ``rewards`` (M,).
+        """Return the advantages of a round's M samples, (M, 2), from their ``scores``.
 
         The first is that of the policy's actions, the steps' noise; the second that of the image,
         to which x_T belongs. Sample i was drawn for ``prompts[i]``, from the x_T of
         ``start_seeds[i]``.
         """
-        return rewards[:, None].expand(-1, 2)
+        return scores.total[:, None].expand(-1, 2)
 
     def of_examples(self, batch: Examples, texts: Conditioning, timesteps: Tensor) -> Tensor:
         """Return the advantages (B,) of a batch in an update."""
@@ -57,13 +58,14 @@ class PromptAdvantage(RewardAdvantage):
         self.squares: dict[str, list[float]] = {}
 
     def of_round(
-        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+        self, scores: Scores, prompts: Sequence[str], start_seeds: Sequence[int]
     ) -> Tensor:
         """Return the advantages, float32 (M, 2), and add their residuals to the running RMS.
 
         A prompt with a single sample is compared with all samples of the round instead, and their
         residuals enter its running RMS. Where all rewards are equal the advantage is 0.
         """
+        rewards = scores.total
         advantages = rewards.new_empty(len(rewards), 2)
         starts = torch.tensor(start_seeds, device=rewards.device)
         for prompt in dict.fromkeys(prompts):
@@ -86,6 +88,37 @@ class PromptAdvantage(RewardAdvantage):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.squares = dict(state["squares"])
+
+
+class MixedAdvantage(RewardAdvantage):
+    """The weighted mean of an advantage of each reward (after GDPO, arXiv 2601.05242).
+
+    Each is in units of its own reward's spread, so a weight says how much a reward counts. In the
+    sum of rewards the one whose numbers spread most decides.
+    """
+
+    def __init__(self, weights: Mapping[str, float]):
+        """``weights`` are those of `WeightedReward`, negative where lower is better."""
+        self.weights = weights
+        self.parts = {name: PromptAdvantage() for name in weights}
+
+    def of_round(
+        self, scores: Scores, prompts: Sequence[str], start_seeds: Sequence[int]
+    ) -> Tensor:
+        size = sum(map(abs, self.weights.values()))
+        advantages = torch.zeros(len(prompts), 2, device=scores.total.device)
+        for name, weight in self.weights.items():
+            alone = Scores(scores.raw[name].to(advantages.device), {})
+            part = self.parts[name].of_round(alone, prompts, start_seeds)
+            advantages += weight / size * part
+        return advantages
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": {name: part.state_dict() for name, part in self.parts.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
 
 
 def residuals(rewards: Tensor, starts: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dpok_cli.engine.distributed import (
     check_divisible,
     shard,
 )
-from dpok_cli.engine.rl.advantage import PromptAdvantage, RewardAdvantage
+from dpok_cli.engine.rl.advantage import MixedAdvantage, PromptAdvantage, RewardAdvantage
 from dpok_cli.engine.rl.buffer import Buffer
 from dpok_cli.engine.rl.objectives.base import Measured
 from dpok_cli.engine.rl.rollout import Trajectories, rollout
@@ -85,7 +85,7 @@ class RLLoop:
         )
         self.sampler, self.conditioning = session.sampler, session.conditioning
         self.updater = session.updater
-        self.advantage = self._advantage()
+        self.advantage = self._advantage(reward)
         self.objective = config.objective_class(
             config, self.sampler, self.conditioning, self.advantage
         )
@@ -181,8 +181,8 @@ class RLLoop:
         self, number: int, draw: Draw, trajectories: Trajectories, scores: Scores
     ) -> None:
         """Take the round's advantages, and put its examples, of all ranks, into the buffer."""
-        rewards = scores.total.to(self.device)
-        advantages = self.advantage.of_round(rewards, self._texts(draw.prompt), draw.start_seeds)
+        rewards = scores.total
+        advantages = self.advantage.of_round(scores, self._texts(draw.prompt), draw.start_seeds)
         random = torch.Generator().manual_seed(self.session.seed(number, "timesteps"))
         chosen = self.objective.choose(len(rewards), random)
         shards = (shard(rows, self.accelerator) for rows in (rewards, advantages, chosen))
@@ -248,7 +248,9 @@ class RLLoop:
     def _texts(self, prompt: Tensor) -> list[str]:
         return [self.config.prompts[row] for row in prompt.tolist()]
 
-    def _advantage(self) -> RewardAdvantage:
+    def _advantage(self, reward: WeightedReward) -> RewardAdvantage:
         if self.config.advantage == "value":
             return ValueAdvantage(self.config, self.sampler, self.conditioning)
+        if self.config.mix == "advantages":
+            return MixedAdvantage(reward.weights)
         return PromptAdvantage() if self.config.advantage == "prompt" else RewardAdvantage()

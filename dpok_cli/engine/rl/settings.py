@@ -6,7 +6,7 @@ They are defined here, above the objectives, since `dpok_cli.config` imports no 
 from dataclasses import dataclass, make_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpok_cli.config.fields import setting
+from dpok_cli.config.fields import must, setting
 from dpok_cli.config.rl import RLConfig
 from dpok_cli.engine.rl.objectives import OBJECTIVES
 from dpok_cli.engine.rl.objectives.base import Objective
@@ -38,6 +38,8 @@ class TrainRLConfig(_ObjectiveSettings, RLConfig):
         if self.objective not in OBJECTIVES:
             advice = suggest(self.objective, OBJECTIVES)
             raise InputError(f"--objective {self.objective!r}: no such choice.{advice}")
+        what = "rewards without --advantage prompt, whose unit makes rewards comparable"
+        must(self.mix == "rewards" or self.advantage == "prompt", "mix", self.mix, what)
         self.objective_class.check(self)
 
     @property

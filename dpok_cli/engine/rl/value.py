@@ -17,6 +17,7 @@ from dpok_cli.engine.rl.rollout import Both, Examples
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.engine.training.updater import optimizer_state
+from dpok_cli.rewards.combined import Scores
 
 
 class ValueAdvantage(RewardAdvantage):
@@ -33,11 +34,11 @@ class ValueAdvantage(RewardAdvantage):
         self.optimizer = torch.optim.AdamW(self.value.parameters(), lr=config.value_learning_rate)
 
     def of_round(
-        self, rewards: Tensor, prompts: Sequence[str], start_seeds: Sequence[int]
+        self, scores: Scores, prompts: Sequence[str], start_seeds: Sequence[int]
     ) -> Tensor:
         """Return (M, 2): the rewards, of which updates subtract V, and the images' advantages."""
-        of_images = self.images.of_round(rewards, prompts, start_seeds)[:, 1]
-        return torch.stack([rewards, of_images], dim=1)
+        of_images = self.images.of_round(scores, prompts, start_seeds)[:, 1]
+        return torch.stack([scores.total, of_images], dim=1)
 
     @torch.no_grad()
     def of_examples(self, batch: Examples, texts: Conditioning, timesteps: Tensor) -> Tensor:

@@ -1,15 +1,27 @@
 """Advantages by hand, and a value function that learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dpok_cli.engine.rl.advantage import PromptAdvantage, RewardAdvantage, residuals
+from dpok_cli.engine.rl.advantage import (
+    MixedAdvantage,
+    PromptAdvantage,
+    RewardAdvantage,
+    residuals,
+)
 from dpok_cli.engine.rl.value import ValueFunction
+from dpok_cli.rewards.combined import Scores, WeightedReward
+
+
+def total(values):
+    return Scores(torch.tensor(values), {})
 
 
 def per_prompt(rewards, prompts, starts):
     """Advantages of a first round."""
-    return PromptAdvantage().of_round(rewards, prompts, starts)[:, 0]
+    return PromptAdvantage().of_round(Scores(rewards, {}), prompts, starts)[:, 0]
 
 
 def test_each_prompt_is_measured_against_itself():
@@ -81,25 +93,25 @@ def test_equal_rewards_say_nothing(value, samples):
 
 def test_the_unit_is_the_spread_of_all_rounds_so_far():
     advantages = PromptAdvantage()
-    first = advantages.of_round(torch.tensor([1.0, 7.0]), ["a", "a"], range(2))[:, 0]
+    first = advantages.of_round(total([1.0, 7.0]), ["a", "a"], range(2))[:, 0]
     assert first.tolist() == pytest.approx([-1, 1], abs=1e-5)  # gaps of 3
     # gaps of 1: sum of squares 9 + 9 + 1 + 1 of 4 samples, so a unit of 5^0.5
-    later = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
+    later = advantages.of_round(total([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
     assert later.tolist() == pytest.approx([-(5**-0.5), 5**-0.5], abs=1e-5)
     # another prompt has a unit of its own
-    other = advantages.of_round(torch.tensor([4.0, 6.0]), ["b", "b"], range(2))[:, 0]
+    other = advantages.of_round(total([4.0, 6.0]), ["b", "b"], range(2))[:, 0]
     assert other.tolist() == pytest.approx([-1, 1], abs=1e-5)
     # six rounds of nothing to tell apart lower the unit by no more than their share
     for _ in range(6):
-        equal = advantages.of_round(torch.tensor([5.0, 5.0]), ["a", "a"], range(2))[:, 0]
+        equal = advantages.of_round(total([5.0, 5.0]), ["a", "a"], range(2))[:, 0]
         assert equal.tolist() == [0, 0]
-    last = advantages.of_round(torch.tensor([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
+    last = advantages.of_round(total([4.0, 6.0]), ["a", "a"], range(2))[:, 0]
     assert last.tolist() == pytest.approx([-((22 / 18) ** -0.5), (22 / 18) ** -0.5], abs=1e-5)
 
 
 def test_the_image_is_compared_with_its_prompt_and_the_actions_with_their_x_t():
     """Two x_T that decide all: 0 and 1 above, or below, whatever the noise."""
-    rewards = torch.tensor([1.0, 1.0, 3.0, 3.0])
+    rewards = total([1.0, 1.0, 3.0, 3.0])
     both = PromptAdvantage().of_round(rewards, ["a"] * 4, [7, 7, 8, 8])
     assert both[:, 0].tolist() == [0.0] * 4
     assert both[:, 1].tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-5)
@@ -109,11 +121,66 @@ def test_the_image_is_compared_with_its_prompt_and_the_actions_with_their_x_t():
 
 def test_the_units_of_actions_and_images_come_back():
     one, other = PromptAdvantage(), PromptAdvantage()
-    one.of_round(torch.tensor([0.0, 2.0, 3.0, 9.0]), ["a"] * 4, [7, 7, 8, 8])
+    one.of_round(total([0.0, 2.0, 3.0, 9.0]), ["a"] * 4, [7, 7, 8, 8])
     other.load_state_dict(one.state_dict())
-    again = (torch.tensor([1.0, 4.0]), ["a", "a"], [1, 2])
+    again = (total([1.0, 4.0]), ["a", "a"], [1, 2])
     assert one.of_round(*again).tolist() == other.of_round(*again).tolist()
     assert other.of_round(*again)[0, 0].abs() < 0.99  # the first round's residuals count
+
+
+def test_mixed_advantages_are_a_mean_in_units_of_each_reward():
+    """One from 0 to 2, one from 0 to 200 of which less is better, counted three to one."""
+    raw = {
+        "small": torch.tensor([0.0, 2.0, 2.0, 0.0]),
+        "large": torch.tensor([0.0, 0.0, 200.0, 200.0]),
+    }
+    mixed = MixedAdvantage({"small": 3.0, "large": -1.0})
+    scores = Scores(3 * raw["small"] - raw["large"], raw)
+    advantages = mixed.of_round(scores, ["a"] * 4, range(4))
+    # (3 x -1 + 1) / 4, (3 + 1) / 4, (3 - 1) / 4, (-3 - 1) / 4
+    assert advantages[:, 0].tolist() == pytest.approx([-0.5, 1, 0.5, -1], abs=1e-5)
+    assert advantages[:, 1].tolist() == pytest.approx([-0.5, 1, 0.5, -1], abs=1e-5)
+    # the sum follows the large one alone
+    assert per_prompt(scores.total, ["a"] * 4, range(4)).tolist() == pytest.approx(
+        [1, 1, -1, -1], abs=0.05
+    )
+
+
+def test_the_units_of_mixed_advantages_come_back():
+    one, other = MixedAdvantage({"x": 1.0, "y": 1.0}), MixedAdvantage({"x": 1.0, "y": 1.0})
+
+    def scores(*values):
+        return Scores(torch.zeros(2), {"x": torch.tensor(values), "y": torch.tensor([0.0, 1.0])})
+
+    one.of_round(scores(0.0, 8.0), ["a", "a"], range(2))
+    other.load_state_dict(one.state_dict())
+    again = scores(0.0, 4.0), ["a", "a"], range(2)
+    # x: residuals of 4, 4, 2 and 2, a unit of 10^0.5; y: residuals of a half, its unit
+    right = pytest.approx((2 / 10**0.5 + 1) / 2, abs=1e-5)
+    assert one.of_round(*again)[1, 0].item() == right
+    assert other.of_round(*again)[1, 0].item() == right
+
+
+@pytest.mark.parametrize(("mix", "like_green"), [("rewards", False), ("advantages", True)])
+def test_the_weight_decides_between_mixed_advantages(
+    rl_loop, model, make_config, green, mix, like_green
+):
+    """The other reward has a tenth of the weight, the opposite sign and far larger numbers."""
+    (against,) = (reward for reward, _ in green.rewards.values())
+    against = type("Against", (type(against),), {"name": "against"})()
+    plain = against.score_batch
+    against.score_batch = lambda images, prompts: -1000 * plain(images, prompts)
+    reward = WeightedReward([*green.rewards.values(), (against, 0.1)])
+    config = make_config(advantage="prompt", mix=mix, timestep_fraction=1.0, advantage_clip=0.0)
+    loop = rl_loop(config, model, reward)
+    loop.advance(1)
+    seen = loop.buffer.examples
+    alone = rl_loop(replace(config, mix="rewards"), model, green)
+    alone.advance(1)
+    factor = 0.9 / 1.1 if like_green else -1.0
+    torch.testing.assert_close(
+        seen.advantage, factor * alone.buffer.examples.advantage, rtol=1e-2, atol=1e-4
+    )
 
 
 def test_the_scale_of_a_reward_does_not_matter():
