@@ -150,9 +150,9 @@ class TrainingConfig(SamplingConfig):
     patience: int = setting(
         0,
         "Run",
-        "End training after this many sample grids in a row whose reward is not above the best"
-        " before them by a tenth of what was gained, and keep the best one's adapter; 0, or no"
-        " sample grids, trains to the end.",
+        "End training after this many sample grids in a row without a rise in reward by a tenth of"
+        " what was gained, and keep the adapter of the grid with the best reward; 0, or no sample"
+        " grids, trains to the end.",
         at_least(0),
         may_change=True,
     )

@@ -74,6 +74,7 @@ def make_config(pipeline_folder):
                 kl_fraction=1.0,
                 kl_target=0.0,
                 beta=0.01,
+                change_limit=0.0,
                 adam_beta2=0.999,
                 max_grad_norm=1.0,
                 patience=0,

@@ -190,8 +190,12 @@ class RLLoop:
         self.buffer.add(all_gather(mine, self.accelerator, block=chosen.shape[1]))
 
     def update(self, number: int) -> Metrics:
-        """Take the round's optimizer steps, over the buffer in random order."""
-        config = self.config
+        """Take the round's optimizer steps, over the buffer in random order.
+
+        If the objective finds that they went too far, they are shortened.
+        """
+        config, adapter = self.config, self.session.model.adapter
+        before = {name: weights.detach().clone() for name, weights in adapter.state_dict().items()}
         order = self.buffer.minibatches(config.batch_size, self.session.seed(number, "updates"))
         # A buffer with fewer examples than an update needs is used once.
         batches = min(config.gradient_accumulation, -(-len(self.buffer) // config.batch_size))
@@ -208,8 +212,16 @@ class RLLoop:
             rows = [next(order) for _ in range(batches)]
             measured += self.updater.accumulate_over(rows, compute)
             norms.append(self.updater.step())
+        metrics = self.objective.metrics(measured, self)
+        if (kept := metrics.get("step_kept", 1.0)) < 1:
+            adapter.load_state_dict(
+                {
+                    name: before[name].lerp(now.detach(), kept)
+                    for name, now in adapter.state_dict().items()
+                }
+            )
         return {
-            **self.objective.metrics(measured, self),
+            **metrics,
             "grad_norm": torch.stack(norms).float().mean().item(),
             "skipped": self.updater.skipped,
             "learning_rate": self.updater.learning_rate,

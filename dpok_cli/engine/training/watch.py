@@ -21,13 +21,13 @@ from dpok_cli.rewards.embedding import image_embedding
 GAIN = 0.1
 
 
-def is_better(reward: float, best: float, first: float) -> bool:
-    """Return whether a grid's mean reward is better than the best one's, after the ``first``.
+def is_worth_it(reward: float, level: float, first: float) -> bool:
+    """Return whether a grid's mean reward is a rise above the ``level`` that patience counts from.
 
-    That is by more than GAIN of what training had gained: a rise that is small beside it is not
-    worth the rounds, nor the diversity that they cost.
+    That is by more than GAIN of what training had gained since the ``first`` grid: a rise that is
+    small beside it is not worth the rounds, nor the diversity that they cost.
     """
-    return reward > best + GAIN * max(0.0, best - first)
+    return reward > level + GAIN * max(0.0, level - first)
 
 
 class Watch:
@@ -40,13 +40,14 @@ class Watch:
         self.number = -1  # the newest grid's round or step
         self.first = math.inf  # the reward of the first grid, before training
         self.best, self.best_number = -math.inf, 0  # the reward, and the grid's number
-        self.since = 0  # grids after the best one
+        self.level = -math.inf  # the reward of the last grid that was worth its rounds
+        self.since = 0  # grids after that one
         self.first_diversity = 0.0  # of the first grid, before training
         self.weights: dict[str, Tensor] = {}  # of the best adapter, with patience alone
 
     @property
     def is_over(self) -> bool:
-        """Whether `patience` grids in a row were no better than the best before them."""
+        """Whether `patience` grids in a row were not worth their rounds."""
         return 0 < self.patience <= self.since
 
     def see(self, number: int, samples: Sequence[Sample]) -> Metrics:
@@ -67,13 +68,15 @@ class Watch:
             self.first = found["grid/reward"]
             return found
         reward = found["grid/reward"]
-        if is_better(reward, self.best, self.first):
-            self.best, self.best_number, self.since = reward, number, 0
+        if is_worth_it(reward, self.level, self.first):
+            self.level, self.since = reward, 0
+        else:
+            self.since += 1
+        if reward > self.best:
+            self.best, self.best_number = reward, number
             if self.patience:
                 adapter = self.session.model.adapter
                 self.weights = {name: each.clone() for name, each in adapter.state_dict().items()}
-        else:
-            self.since += 1
         return found | {"grid/best": self.best_number}
 
     def _measure(self, samples: Sequence[Sample]) -> Metrics:
@@ -102,6 +105,7 @@ class Watch:
             "first": self.first,
             "best": self.best,
             "best_number": self.best_number,
+            "level": self.level,
             "since": self.since,
             "first_diversity": self.first_diversity,
             "weights": self.weights,
@@ -110,7 +114,7 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
         self.first, self.best = state["first"], state["best"]
-        self.best_number = state["best_number"]
+        self.best_number, self.level = state["best_number"], state["level"]
         self.since, self.first_diversity = state["since"], state["first_diversity"]
         device = self.session.model.device
         self.weights = {name: each.to(device) for name, each in state["weights"].items()}

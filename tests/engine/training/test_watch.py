@@ -13,7 +13,7 @@ from dpok_cli.engine.sampling.sampler import Sample
 from dpok_cli.engine.training import watch as module
 from dpok_cli.engine.training.measures import GRID
 from dpok_cli.engine.training.session import Session
-from dpok_cli.engine.training.watch import Watch, is_better
+from dpok_cli.engine.training.watch import Watch, is_worth_it
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
@@ -94,19 +94,29 @@ def test_without_a_grid_there_is_nothing_to_measure(watch_of):
     assert watch.number == -1
 
 
-def test_better_is_by_a_tenth_of_what_was_gained():
-    assert not is_better(0.99, 0.9, -0.1)  # of 1.0
-    assert is_better(1.01, 0.9, -0.1)
-    assert is_better(-0.55, -0.6, -1.0)  # of 0.4
-    assert not is_better(-0.57, -0.6, -1.0)
-    # Below the first reward nothing was gained, and what is above the best is better.
-    assert is_better(-1.9, -2.0, -1.0)
-    assert not is_better(-2.0, -2.0, -1.0)
-    assert is_better(-9.0, -math.inf, 0.0)
-    assert is_better(0.1, 0.0, math.inf)  # without a first grid
+def test_a_rise_worth_its_rounds_is_a_tenth_of_what_was_gained():
+    assert not is_worth_it(0.99, 0.9, -0.1)  # of 1.0
+    assert is_worth_it(1.01, 0.9, -0.1)
+    assert is_worth_it(-0.55, -0.6, -1.0)  # of 0.4
+    assert not is_worth_it(-0.57, -0.6, -1.0)
+    # Below the first reward nothing was gained, and any rise is worth it.
+    assert is_worth_it(-1.9, -2.0, -1.0)
+    assert not is_worth_it(-2.0, -2.0, -1.0)
+    assert is_worth_it(-9.0, -math.inf, 0.0)
+    assert is_worth_it(0.1, 0.0, math.inf)  # without a first grid
 
 
-def test_patience_counts_grids_without_a_better_reward(watch_of):
+def test_a_small_rise_is_the_best_and_does_not_put_off_the_end(watch_of):
+    watch = watch_of(0.0, 1.0, 1.05, 1.09, patience=2)
+    over = []
+    for number in range(4):
+        watch.see(number, samples(RED, GREEN))
+        over.append(watch.is_over)
+    assert over == [False, False, False, True]
+    assert (watch.best, watch.best_number, watch.level) == (pytest.approx(1.09), 3, 1.0)
+
+
+def test_patience_counts_grids_that_were_not_worth_their_rounds(watch_of):
     watch = watch_of(9.0, 2.0, 2.0, 1.5, 2.5, patience=2)
     over = []
     for number in range(5):  # the first of them before training

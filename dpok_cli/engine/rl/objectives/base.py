@@ -169,7 +169,10 @@ class Objective(ABC):
 
     @abstractmethod
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
-        """Return `measures` over all batches of a round's updates, on all ranks."""
+        """Return `measures` over all batches of a round's updates, on all ranks.
+
+        With "step_kept" among them the loop keeps that part of the round's updates.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs of it."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dpok_cli.config.fields import above, must, setting
 from dpok_cli.engine.rl.objectives.base import Loss, Measured, Objective, Ranks
 from dpok_cli.engine.rl.objectives.dpok import DPOK, DPOKSettings
-from dpok_cli.engine.rl.objectives.nft import CHANGE, KL, NFT, NFTSettings
+from dpok_cli.engine.rl.objectives.nft import CHANGE, KL, NFT, STEP_KEPT, NFTSettings, trust
 from dpok_cli.engine.runs.measures import Measure
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Mixed(Objective):
     method = "online RL (DPOK, arXiv 2305.16381, with DiffusionNFT, arXiv 2509.16117)"
     needs = "trajectory"
     Settings = MixedSettings
-    measures: ClassVar[tuple[Measure, ...]] = (KL, *DPOK.measures[1:], CHANGE)
+    measures: ClassVar[tuple[Measure, ...]] = (KL, *DPOK.measures[1:], CHANGE, STEP_KEPT)
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -92,7 +92,8 @@ class Mixed(Objective):
 
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         change = ranks.mean([each.values[CHANGE.key] for each in measured])
-        return self.dpok.metrics(measured, ranks) | {CHANGE.key: change}
+        kept = trust(change, self.config.change_limit)
+        return self.dpok.metrics(measured, ranks) | {CHANGE.key: change} | kept
 
     def state_dict(self) -> dict[str, Any]:
         return self.dpok.state_dict()

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpok_cli.config.fields import above, must, setting, within
+from dpok_cli.config.fields import above, at_least, must, setting, within
 from dpok_cli.engine.rl.objectives.base import (
     BETA,
     KLObjective,
@@ -37,6 +37,14 @@ class NFTSettings(KLSettings):
         "How far the two implicit policies of --objective nft or mixed are from the one that drew"
         " (b).",
         above(0),
+    )
+    #: A round that goes too far is seldom undone: the KL's weight follows it a round later.
+    change_limit: float = setting(
+        1.5e-4,
+        "Objective",
+        "Trust region of --objective nft or mixed: the largest mean squared change of the"
+        " prediction in a round, whose updates are shortened to it; 0 sets none.",
+        at_least(0),
     )
     #: What is left of x_0 in noisier ones is too little for the model to be right about it.
     least_signal: float = setting(
@@ -107,11 +115,24 @@ KL = Measure(
 )
 CHANGE = Measure(
     "change",
-    "Mean squared change of the prediction within the round.",
+    "Mean squared change of the prediction within the round, over its updates.",
     "Far below `kl` after some rounds.",
     label="change",
     form=".2e",
 )
+STEP_KEPT = Measure(
+    "step_kept",
+    "Part of the round's updates that is kept, with `--change-limit`.",
+    "1 in most rounds. If not, lower --learning-rate.",
+)
+
+
+def trust(change: float, limit: float) -> dict[str, float]:
+    """Return what there is to log of a round's ``change``, with a ``limit`` above 0: `step_kept`.
+
+    The change grows with the square of the step.
+    """
+    return {STEP_KEPT.key: min(1.0, (limit / max(change, 1e-12)) ** 0.5)} if limit else {}
 
 
 class NFT(KLObjective):
@@ -126,6 +147,7 @@ class NFT(KLObjective):
         BETA,
         Measure("loss", "The loss.", "Says little: its minimum moves with the policy."),
         CHANGE,
+        STEP_KEPT,
     )
 
     @classmethod
@@ -230,9 +252,11 @@ class NFT(KLObjective):
 
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         kl = ranks.mean([each.values["kl"] for each in measured])
+        change = ranks.mean([each.values["change"] for each in measured])
         return {
             "kl": kl,
             **self.kl_weight.follow(kl),
             "loss": ranks.mean([each.loss for each in measured]),
-            "change": ranks.mean([each.values["change"] for each in measured]),
+            "change": change,
+            **trust(change, self.config.change_limit),
         }
