@@ -40,7 +40,7 @@ class Clip:
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Compare images (B, 3, H, W) in [0, 1] to their prompts; returns (B,) in [-1, 1]."""
         size = self.net.config.vision_config.image_size
-        return self.cosine_of_pixels(clip_preprocess(images, size), prompts)
+        return self.cosine_of_pixels(clip_preprocess(images, size, rounded=False), prompts)
 
     def cosine_of_pixels(self, pixel_values: Tensor, prompts: list[str]) -> Tensor:
         """Compare preprocessed pixels (B, 3, S, S) to their prompts; returns (B,)."""

@@ -63,7 +63,8 @@ def _embedder(reward: Any, rests: bool) -> Callable[[Tensor], Tensor]:
         from dpok_cli.rewards.images import clip_preprocess
 
         with torch.no_grad(), at_work(reward, rests):
-            pixels = clip_preprocess(images.to(reward.device), net.config.vision_config.image_size)
+            size = net.config.vision_config.image_size
+            pixels = clip_preprocess(images.to(reward.device), size, rounded=False)
             return normalize(net.get_image_features(pixels).pooler_output, dim=-1)
 
     return embed

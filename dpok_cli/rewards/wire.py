@@ -48,10 +48,8 @@ def unpack(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[str]
     Raises ``TooLarge``, before it decodes an image, if all have more than ``max_pixels`` together,
     and ``ValueError`` with the reason for anything else that ``pack`` does not make.
     """
-    import numpy as np
-    import torch
-
     from dpok_cli.inputs import as_shown
+    from dpok_cli.rewards.images import from_pil
 
     try:
         message = json.loads(body)
@@ -72,11 +70,10 @@ def unpack(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[str]
     if len(set(sizes)) > 1:
         raise ValueError("the images differ in size")
     try:
-        stacked = np.stack([np.asarray(as_shown(_open(text))) for text in texts])
+        images = from_pil([as_shown(_open(text)) for text in texts])
     except Exception:  # Pillow raises many kinds for a damaged file
         raise ValueError(NO_PNG) from None
-    images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-    return images.float().div_(255), prompts
+    return images, prompts
 
 
 def _strings(message: Any, key: str) -> list[str]:
