@@ -38,19 +38,12 @@ demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
 
-# Compares image-reward with the published package, which needs a separate environment (Python 3.11).
-# torch is borrowed from .venv, with the matching torchvision. Not in CI.
-parity: PARITY := build/parity
+# Compares image-reward with the published package, in the environment of image-reward-package, which
+# needs Python 3.9 to 3.11. Not in CI.
+parity: export DPOK_ENVIRONMENTS := build/parity/environments
 parity: install
-	test -x $(PARITY)/venv/bin/python || $(PYTHON) -m venv $(PARITY)/venv
-	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
-		$(BIN)/python -c "$$site" > "$$($(PARITY)/venv/bin/python -c "$$site")/borrowed.pth"
-	$(PARITY)/venv/bin/python -m pip install -q transformers==4.30.2 \
-		tokenizers==0.13.3 'huggingface_hub<1' 'numpy<2' 'setuptools<70' wheel
-	$(PARITY)/venv/bin/python -m pip install -q --no-deps --no-build-isolation \
-		image-reward==1.5 timm==0.6.13 fairscale==0.4.13 torchvision==0.28.0
-	$(PARITY)/venv/bin/python examples/parity/image_reward.py theirs $(PARITY)/checkpoint
-	$(BIN)/python examples/parity/image_reward.py ours $(PARITY)/checkpoint
+	$(BIN)/dpok rewards install image-reward-package
+	$(BIN)/python examples/parity/image_reward.py build/parity/checkpoint
 
 # Keeps runs/ and the state of the recipe in examples/ under build/.
 clean:

@@ -233,3 +233,38 @@ def plant(tmp_path):
         return evaluation, folder
 
     return plant
+
+
+@pytest.fixture(scope="session")
+def isolated_worker(tmp_path_factory):
+    """The file of the worker of `support.isolated.Isolated`."""
+    from support.isolated import WORKER
+
+    file = tmp_path_factory.mktemp("worker") / "worker.py"
+    file.write_text(WORKER)
+    return file
+
+
+@pytest.fixture(scope="session")
+def built_environments(tmp_path_factory):
+    """A folder with the environment of `support.isolated.Isolated`, for all who only use it."""
+    from dpok_cli.rewards.environment import FOLDER
+    from dpok_cli.rewards.install import install
+    from support.isolated import Isolated
+
+    folder = tmp_path_factory.mktemp("environments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        install(Isolated.name, Isolated.environment, Path(sys.executable))
+    return folder
+
+
+@pytest.fixture
+def environments(built_environments, isolated_worker, monkeypatch):
+    """Have dpok find the environment of `support.isolated.Isolated`, and its worker."""
+    from dpok_cli.rewards.environment import FOLDER
+    from support.isolated import Isolated
+
+    monkeypatch.setenv(FOLDER, str(built_environments))
+    monkeypatch.setattr(Isolated, "worker", isolated_worker)
+    return built_environments

@@ -10,12 +10,16 @@ import typer
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     from dpok_cli.rewards.manager import Entry
 
-app = typer.Typer(help="List the installed rewards, and try one.", invoke_without_command=True)
+app = typer.Typer(
+    help="List the installed rewards, try one, or install its environment.",
+    invoke_without_command=True,
+)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -66,6 +70,8 @@ def show(
     better = "higher is better" if reward.higher_is_better else "lower is better"
     console.say(f"Range: {_range(reward.range)}; {better}.", console.out)
     console.say(f"Weights: {_weights(reward)}", console.out)
+    if issubclass(reward, EnvironmentReward):
+        console.say(f"Environment: {_environment(reward)}", console.out)
     for key, option in options.items():
         default = "required" if option["required"] else f"default {option['default']!r}"
         console.say(f"Option {key} ({option['type']}, {default})", console.out)
@@ -113,6 +119,39 @@ def check(
         console.say(line, console.out)
 
 
+@app.command("install")
+@console.results_alone()
+def install(
+    name: Annotated[str, typer.Argument(help="The reward's name.", show_default=False)],
+    python: Annotated[
+        str | None,
+        typer.Option(
+            help="The Python to build it with, if dpok finds none of a version that will do.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Build the environment of a reward whose libraries cannot be installed beside dpok's."""
+    from dpok_cli.engine.runs.files import make_folder
+    from dpok_cli.engine.runs.lock import one_writer
+    from dpok_cli.rewards import environment as environments
+    from dpok_cli.rewards.install import LOG, interpreter
+    from dpok_cli.rewards.install import install as build
+    from dpok_cli.rewards.manager import registry
+
+    reward = registry().get(name)
+    if not issubclass(reward, EnvironmentReward):
+        raise InputError(f"Reward {name!r} needs no environment of its own: use it as it is.")
+    environment, folder = reward.environment, reward.environment.folder(name)
+    make_folder(folder.parent, f"folder in {environments.FOLDER}")
+    with one_writer(folder.parent, folder.name):
+        if not environment.is_here(name):
+            found = interpreter(name, environment, python)
+            console.say(f"Building {folder}; what pip says is in its {LOG}.")
+            build(name, environment, found)
+    console.say(f"{name} is installed in {folder}", console.out)
+
+
 def _facts(entry: "Entry") -> dict[str, Any]:
     """Return a reward's properties for a table or JSON."""
     reward = entry.cls
@@ -126,7 +165,22 @@ def _facts(entry: "Entry") -> dict[str, Any]:
         "higher_is_better": reward.higher_is_better,
         "differentiable": reward.differentiable,
         "weights": _weights(reward),
+        "environment": _about_environment(reward),
     }
+
+
+def _about_environment(reward: type[RewardModel]) -> dict[str, Any] | None:
+    """Return what the environment of a reward needs, where it belongs, and whether it is there."""
+    if not issubclass(reward, EnvironmentReward):
+        return None
+    needs, folder = dataclasses.asdict(reward.environment), reward.environment.folder(reward.name)
+    return needs | {"folder": str(folder), "is_here": reward.environment.is_here(reward.name)}
+
+
+def _environment(reward: type[EnvironmentReward]) -> str:
+    if reward.environment.is_here(reward.name):
+        return str(reward.environment.folder(reward.name))
+    return f"not installed: dpok rewards install {reward.name}"
 
 
 def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:
@@ -148,7 +202,9 @@ def _say_json(result: Any) -> None:
 
 
 def _weights(reward: type[RewardModel]) -> str:
-    """Report whether the files that a reward reads by default are on this machine."""
+    """Report whether what a reward reads by default is on this machine; first its environment."""
+    if issubclass(reward, EnvironmentReward) and not reward.environment.is_here(reward.name):
+        return "no environment"
     if reward.files is RewardModel.files:
         return "none needed"
     if needed := _needed(reward):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dpok_cli.config import TINY
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.rewards.manager import registry
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
 from dpok_cli.tiny.words import parse
@@ -22,8 +23,8 @@ def rewards_for(
 
     First come those that were ``trained`` on (specs), without their factors in the sum; then every
     other reward whose files are on this machine. A reward that reads no files, such as the size of
-    a JPEG, says nothing about quality and must be asked for. The judge only takes prompts of the
-    tiny world. Raises InputError if there is none.
+    a JPEG, says nothing about quality and must be asked for; so must one with an environment of its
+    own. The judge only takes prompts of the tiny world. Raises InputError if there is none.
     """
     specs = list(dict.fromkeys(unweighted(text) for text in trained))
     remarks = []
@@ -64,7 +65,7 @@ def _is_available(text: str, model: str) -> bool:
     try:
         cls = registry().get(spec.name)
         reward = cls(make_options(cls, spec.options))
-        if cls.files is RewardModel.files:
+        if cls.files is RewardModel.files or issubclass(cls, EnvironmentReward):
             return False
         bundled = getattr(reward.options, "model", None) == TINY
         return bundled == (model == TINY) and all(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -17,6 +18,8 @@ from dpok_cli.errors import InputError, RewardError, suggest
 from dpok_cli.rewards import hookspecs
 from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.environment import Environment
+from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.rewards.spec import make_options, parse_spec
 
 if TYPE_CHECKING:
@@ -122,7 +125,8 @@ def provider(reward: type[RewardModel]) -> tuple[str, str]:
 def check_specs(specs: Sequence[str], *, tiny: bool = False) -> None:
     """Check ``--reward`` specs without constructing a reward; ``tiny`` is that of `build`.
 
-    Raises ``InputError`` for an invalid spec, name or option, and if there is none.
+    Raises ``InputError`` for an invalid spec, name or option, for a reward whose environment is not
+    installed, and if there is none.
     """
     _resolve(specs, tiny)
 
@@ -156,7 +160,10 @@ def _resolve(specs: Sequence[str], tiny: bool) -> list[tuple[type[RewardModel], 
         spec = parse_spec(text)
         cls = registry().get(spec.name)
         default = {"model": "tiny"} if tiny and cls.has_tiny else {}
-        resolved.append((cls, make_options(cls, default | spec.options), spec.weight))
+        options = make_options(cls, default | spec.options)
+        if issubclass(cls, EnvironmentReward):
+            cls.environment.check(cls.name)
+        resolved.append((cls, options, spec.weight))
     return resolved
 
 
@@ -197,3 +204,8 @@ def _check(reward: object) -> None:
         raise ValueError(f"{reward.__name__}.name is {name!r}, not of the form 'my-reward'")
     if not dataclasses.is_dataclass(reward.Options):
         raise TypeError(f"{reward.__name__}.Options is not a dataclass")
+    if issubclass(reward, EnvironmentReward):
+        if not isinstance(getattr(reward, "environment", None), Environment):
+            raise TypeError(f"{reward.__name__}.environment is not an Environment")
+        if not isinstance(getattr(reward, "worker", None), Path):
+            raise TypeError(f"{reward.__name__}.worker is not the Path of a file")

@@ -1,14 +1,15 @@
-"""Compare the reward `image-reward` with the published package, on seeded random weights.
+"""Compare `image-reward` and `image-reward-package` with the published package itself.
 
-`make parity` runs this twice, because the two need different environments. `theirs FOLDER`, with
-image-reward 1.5, writes a full-size checkpoint in the published layout, a vocabulary and the
-package's scores of seeded images. `ours FOLDER` scores the same images with `image-reward`.
+`make parity` runs ``image_reward.py FOLDER`` after `dpok rewards install image-reward-package`. In
+that environment it writes a full-size checkpoint of seeded random weights in the published layout,
+a vocabulary, and what the package scores seeded images. Then it scores the same images with both
+rewards, and fails if a score differs by more than 1e-5.
 """
 
-import importlib.util
 import json
+import runpy
+import subprocess
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ import torch
 from PIL import Image
 
 PROMPTS = ["a green rabbit", "Four wolves, in the park.", "", "a dog on the moon " * 12]
-# The network's input size, where only rounding may differ, and sizes that are resized.
-SIZES = {"224": (224, 224), "512": (512, 512), "wide": (480, 300), "small": (100, 130)}
+# Width and height: the network's own size, and sizes that are resized and cropped.
+SIZES = [(100, 77), (224, 224), (300, 451), (512, 512), (640, 427)]
+LIMIT = 1e-5
+WORKER = Path(__file__).parents[2] / "plugins" / "image_reward_package_worker.py"
 MED_CONFIG = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -40,21 +43,13 @@ def images() -> dict[str, list[Image.Image]]:
     """Smooth seeded images, one per prompt and size."""
     random = np.random.default_rng(0)
     made = {}
-    for name, size in SIZES.items():
+    for width, height in SIZES:
         coarse = random.integers(0, 256, (len(PROMPTS), 12, 12, 3), dtype=np.uint8)
-        made[name] = [Image.fromarray(each).resize(size, Image.BICUBIC) for each in coarse]
+        pictures = [Image.fromarray(each) for each in coarse]
+        made[f"{width}x{height}"] = [
+            each.resize((width, height), Image.BICUBIC) for each in pictures
+        ]
     return made
-
-
-def import_torchvision() -> None:
-    """Import torchvision even if its compiled part does not match torch: transforms suffice."""
-    try:
-        import torchvision
-    except RuntimeError:  # it registers shapes for two operators that are missing then
-        operators = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401
 
 
 def theirs(folder: Path) -> None:
@@ -66,15 +61,9 @@ def theirs(folder: Path) -> None:
     words += [f"[unused{n}]" for n in range(30522 - len(words))]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
 
-    import_torchvision()
-    # The package's __init__ needs CLIP's own package, diffusers and more; its network does not.
-    home = importlib.util.find_spec("ImageReward").submodule_search_locations
-    for name in ("ImageReward", "ImageReward.models"):
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__path__ = [f"{each}/{name.partition('.')[2]}" for each in home]
-    from transformers import BertTokenizer
-
-    BertTokenizer.from_pretrained = lambda _: BertTokenizer(str(folder / "vocab.txt"))
+    worker = runpy.run_path(str(WORKER))
+    worker["import_torchvision"](torch)
+    worker["take_vocabulary"](str(folder / "vocab.txt"))
     from ImageReward.ImageReward import ImageReward
 
     net = ImageReward(str(folder / "med_config.json")).eval()
@@ -89,7 +78,7 @@ def theirs(folder: Path) -> None:
     print(f"their checkpoint has {len(net.state_dict())} keys")
     with torch.no_grad():
         scores = {
-            name: [net.score(prompt, one) for prompt, one in zip(PROMPTS, pictures, strict=True)]
+            name: [net.score(prompt, one) for prompt, one in zip(PROMPTS, pictures)]  # noqa: B905
             for name, pictures in images().items()
         }
     (folder / "theirs.json").write_text(json.dumps(scores))
@@ -97,32 +86,38 @@ def theirs(folder: Path) -> None:
 
 def ours(folder: Path) -> None:
     """Score the same images, print the differences, and fail if one is too large."""
-    from dpok_plugins.image_reward import ImageReward
+    from dpok_cli.rewards.manager import build
 
     expected = json.loads((folder / "theirs.json").read_text())
-    reward = ImageReward(ImageReward.Options(model=str(folder)))
     spread = np.std(list(expected.values()))
     print(f"their scores have a standard deviation of {spread:.3f}")
+    rewards = build([f"{name}:model={folder}" for name in ("image-reward", "image-reward-package")])
     failed = False
-    for name, pictures in images().items():
-        # Pillow rounds resized images to 8 bits and tensors do not; this should be the only
-        # difference. With Pillow's resize before ours, no further resize takes place.
-        for way, limit in (("by Pillow", 1e-4), ("as tensors", 0.05 * spread)):
-            given = [short_side(one) for one in pictures] if way == "by Pillow" else pictures
-            batch = torch.stack([torch.from_numpy(np.array(one)) for one in given])
-            scores = reward.score(batch.permute(0, 3, 1, 2) / 255, PROMPTS)
-            difference = (scores - torch.tensor(expected[name])).abs().max().item()
-            failed |= bool(difference > limit)
-            print(f"{name:>5}, resized {way}: {difference:.2e} at most (limit {limit:.1e})")
+    for size, pictures in images().items():
+        batch = torch.stack([torch.from_numpy(np.array(one)) for one in pictures])
+        batch = batch.permute(0, 3, 1, 2) / 255
+        for name, scores in rewards.score(batch, PROMPTS).raw.items():
+            difference = (scores - torch.tensor(expected[size])).abs().max().item()
+            failed |= bool(difference > LIMIT)
+            print(f"{size:>7}, {name}: {difference:.2e} at most (limit {LIMIT:.0e})")
+        on_tensors = rewards.score_one("image-reward", batch.requires_grad_(), PROMPTS, grad=True)
+        difference = (on_tensors.detach() - torch.tensor(expected[size])).abs().max().item()
+        print(f"{size:>7}, image-reward with gradients: {difference:.2e} at most")
     sys.exit(int(failed))
 
 
-def short_side(picture: Image.Image) -> Image.Image:
-    """Resize to a shorter side of 224, like the package."""
-    width, height = picture.size
-    scale = 224 / min(width, height)
-    return picture.resize((int(width * scale), int(height * scale)), Image.BICUBIC)
+def main(folder: Path) -> None:
+    from dpok_cli.rewards.environment import python_in
+    from dpok_plugins.image_reward_package import ImageRewardPackage
+
+    environment = ImageRewardPackage.environment.folder(ImageRewardPackage.name)
+    command = [python_in(environment), "-W", "ignore", __file__, "theirs", str(folder)]
+    subprocess.run(command, check=True)
+    ours(folder)
 
 
 if __name__ == "__main__":
-    {"theirs": theirs, "ours": ours}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] == "theirs":
+        theirs(Path(sys.argv[2]))
+    else:
+        main(Path(sys.argv[1]))

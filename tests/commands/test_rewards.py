@@ -90,6 +90,7 @@ FACTS = {
     "higher_is_better": False,
     "differentiable": False,
     "weights": "none needed",
+    "environment": None,
 }
 
 

@@ -164,7 +164,7 @@ def test_the_environment_says_which_packages_are_loaded(install, monkeypatch, al
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        (["imag-reward"], "Unknown reward 'imag-reward'. Did you mean 'image-reward'?"),
+        (["imag-reward"], "Unknown reward 'imag-reward'. Did you mean 'image-reward' or"),
         (["judge:modle=tiny"], "no option 'modle'. Did you mean 'model'?"),
         (["judge", "judge=0"], "not zero"),
         ([], "No reward was given"),
