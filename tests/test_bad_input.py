@@ -51,7 +51,7 @@ CASES = {
         "no category 'couleur é 🐇'",
     ),
     # rewards
-    "unknown reward": ((*TRAIN, "--reward", "image-rewrd"), "Did you mean 'image-reward'?"),
+    "unknown reward": ((*TRAIN, "--reward", "image-rewrd"), "Did you mean 'image-reward' or"),
     "reward without a name": ((*TRAIN, "--reward", "=2"), "the name is missing"),
     "weight is no number": ((*TRAIN, "--reward", "judge=big"), "'big' is not a number"),
     "weight is nan": ((*TRAIN, "--reward", "judge=nan"), "must be finite"),
