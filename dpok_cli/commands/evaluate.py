@@ -7,6 +7,7 @@ import typer
 
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.commands import _prompts
+from dpok_cli.commands._stopping import stopping
 from dpok_cli.config import EvaluateConfig, to_toml
 from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
@@ -181,9 +182,10 @@ def _evaluate(
             _announce(evaluation, folder)
             for line in changed:
                 console.say(f"Warning: {line}")
-        drawn = draw(evaluation, reward, folder)
-        for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
-            pass
+        with stopping("the same command continues.", quiet) as stop:
+            drawn = draw(evaluation, reward, folder, stop.requested)
+            for _ in console.progress(drawn, evaluation.total, "Drawing", quiet):
+                pass
         leave_group(processes)
         if not processes.is_main_process:
             return None

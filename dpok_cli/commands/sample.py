@@ -1,12 +1,14 @@
 """`dpok sample`: draw images with the base model, with an adapter, or with both."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.commands import _prompts
+from dpok_cli.commands._stopping import stopping
 from dpok_cli.config import SampleConfig, sampling_settings, to_toml
 from dpok_cli.config import flags as options
 from dpok_cli.config.fields import Held
@@ -41,7 +43,8 @@ RunsDir = Annotated[
 Output = Annotated[
     Path | None,
     typer.Option(
-        help="New folder for the images; default samples/DATE-TIME.",
+        help="Folder for the images; one that was begun with the same settings is continued."
+        " Default: samples/DATE-TIME.",
         rich_help_panel="Run",
         metavar="DIR",
     ),
@@ -68,7 +71,8 @@ def sample(
     """Draw one image for each prompt and seed, and write PNGs, a grid and a manifest.
 
     Without --run and --adapter the base model is used. An image depends on its prompt, its seed
-    and the settings, not on the other images.
+    and the settings, not on the other images. The same command with the same --output continues
+    after an interruption.
 
     Example: dpok sample --run latest --before --seeds 0-8
     """
@@ -98,7 +102,7 @@ def sample(
         console.say(to_toml(settings).rstrip(), console.out)
         return
     seeds = options.parse_seeds(settings.seeds)
-    _check(settings, adapter, output)
+    _check(settings, seeds, adapter, before, output)
 
     keep_freed_memory()
     from dpok_cli.engine.bases.load import load
@@ -114,27 +118,37 @@ def sample(
             console.say(line)
         Sampler(model, settings)  # before a folder is made, since the steps may not fit the model
         check_memory(settings, model, Held("seeds", images=min(total, settings.sample_batch_size)))
-        picture = write_samples(
-            model,
-            settings,
-            seeds,
-            output or dated_folder(Path("samples")),
-            adapter=adapter,
-            before=before,
-            progress=lambda drawn: console.progress(drawn, total, "Drawing", quiet),
-            warn=console.say,
-        )
+        target = output or dated_folder(Path("samples"))
+        again = "the same command" if output else f"the same with --output {quote(str(target))}"
+        with stopping(f"{again} continues.", quiet) as stop:
+            picture = write_samples(
+                model,
+                settings,
+                seeds,
+                target,
+                adapter=adapter,
+                before=before,
+                progress=lambda drawn, missing: console.progress(drawn, missing, "Drawing", quiet),
+                warn=console.say,
+                stop=stop.requested,
+            )
     console.say(str(picture), console.out)
 
 
-def _check(settings: SampleConfig, adapter: Path | None, output: Path | None) -> None:
+def _check(
+    settings: SampleConfig,
+    seeds: list[int],
+    adapter: Path | None,
+    before: bool,
+    output: Path | None,
+) -> None:
     """Raise InputError for what can be refused before torch is imported."""
     from dpok_cli.engine.bases.source import check_source
     from dpok_cli.engine.lora.files import check_adapter
-    from dpok_cli.engine.runs.lock import check_free
+    from dpok_cli.engine.sampling.folder import SampleFolder
 
     if output:
-        check_free(output, "--output")
+        SampleFolder(output, settings, seeds, adapter, before).check()
     if adapter:
         check_adapter(adapter)
     check_source(settings)

@@ -77,7 +77,13 @@ def test_samples_that_are_being_drawn_are_not_overwritten(dpok, pipeline_folder)
     assert f"{REFUSED}here" in result.err
     assert files("here") == {}
     assert dpok(*command, "--output=here").code == 0
-    assert dpok(*command, "--output=here").code == 2
+    drawn = files("here")
+    assert dpok(*command, "--output=here").code == 0
+    assert files("here") == drawn
+    other = dpok(*command, "--eta=0", "--output=here")
+    assert (other.code, other.out) == (2, "")
+    assert "here was made with other settings: --eta 1.0 there, 0.0 now." in other.err
+    assert files("here") == drawn
 
 
 def test_two_sample_commands_in_one_second(dpok, pipeline_folder, monkeypatch):

@@ -17,6 +17,17 @@ def fingerprint(model: DiffusionModel) -> str:
     return digest.hexdigest()
 
 
+def adapter_fingerprint(model: DiffusionModel) -> str:
+    """Return the SHA-256 of the weights of a model's adapter, "" if it has none."""
+    digest, lora = hashlib.sha256(), model.adapter.weights()
+    for network, part in sorted(lora.items()):
+        for name, layer in sorted(part.items()):
+            digest.update(f"{network}.{name} {layer.alpha:g}".encode())
+            for weight in (layer.down, layer.up):
+                digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest() if lora else ""
+
+
 class SameModel:
     """The part of a checkpoint that says which base model the run is of."""
 

@@ -7,7 +7,7 @@ the processes, and rank 0 writes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from dpok_cli.engine.evaluation.contenders import BASE, Contender
 from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.sampling.sampler import Sampler
-from dpok_cli.errors import NotFiniteError
+from dpok_cli.errors import NotFiniteError, StopRequested
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.images import to_pil
 
@@ -33,18 +33,21 @@ Drawn = tuple[list[Record], list["Image"]]
 
 
 def draw(
-    evaluation: Evaluation, reward: WeightedReward, folder: EvaluationFolder
+    evaluation: Evaluation,
+    reward: WeightedReward,
+    folder: EvaluationFolder,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
     """Draw, score and write every missing image; yields the record of each image.
 
     All ranks yield the same. Raises InputError if a model cannot be loaded, RewardError if a reward
-    fails, NotFiniteError if images are not finite; an error on one rank is raised on all of them.
-    What was written until then stays.
+    fails, NotFiniteError if images are not finite, StopRequested once ``stop()`` is true; an error
+    on one rank is raised on all of them. What was written until then stays.
     """
     processes = process_state(evaluation.config.device)
     kept = run_on_main(folder.records, processes)
     for contender in evaluation.contenders:
-        yield from _draw(evaluation, contender, reward, folder, kept, processes)
+        yield from _draw(evaluation, contender, reward, folder, kept, processes, stop)
 
 
 def _draw(
@@ -54,6 +57,7 @@ def _draw(
     folder: EvaluationFolder,
     kept: Mapping[tuple[str, Place], Record],
     processes: PartialState,
+    stop: Callable[[], bool],
 ) -> Iterator[Record]:
     """Draw the missing images of one model, which is loaded only if there are any."""
     missing = []
@@ -63,9 +67,11 @@ def _draw(
             yield from (kept[place] for place in places)
         else:
             missing.append(batch)
-    model = cache(lambda: _Model(evaluation, contender))
+    model = cache(lambda: _Model(evaluation, contender, stop))
 
     def score_shard(batches: list[list[Place]]) -> list[Drawn]:
+        if stop():
+            raise StopRequested
         return [model().score(batch, reward) for batch in shard(batches, processes)]
 
     for start in range(0, len(missing), processes.num_processes):
@@ -93,12 +99,12 @@ def check_models(evaluation: Evaluation) -> list[str]:
 class _Model:
     """One contender, loaded, with its sampler and the embeddings of the prompts."""
 
-    def __init__(self, evaluation: Evaluation, contender: Contender):
+    def __init__(self, evaluation: Evaluation, contender: Contender, stop: Callable[[], bool]):
         config = evaluation.config
         self.contender, self.kl = contender, config.kl
         self.texts = [prompt.text for prompt in evaluation.prompts]
         model = load(config, contender.adapter, self.texts)
-        self.sampler = Sampler(model, config)
+        self.sampler = Sampler(model, config, stop=stop)
         self.conditioning = model.encode(self.texts, config.negative_prompt)
         self.stochastic = set(self.sampler.denoising.stochastic.tolist())
 

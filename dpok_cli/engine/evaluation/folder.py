@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.config import EvaluateConfig
-from dpok_cli.config.fields import typed
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.runs.files import make_folder, replacing, write_text
 from dpok_cli.engine.runs.lock import is_free, one_writer
+from dpok_cli.engine.runs.same import check_same, read_object
 from dpok_cli.errors import InputError
 from dpok_cli.strict_json import dumps
 
@@ -51,20 +51,7 @@ class EvaluationFolder:
             if not is_free(path):
                 raise InputError(f"{path} exists and is no evaluation. Give another --output.")
             return folder
-        try:
-            old = json.loads(folder.settings.read_text(encoding="utf-8"))
-            assert isinstance(old, dict), "it holds no object"
-        except (OSError, ValueError, AssertionError, RecursionError) as error:
-            raise InputError(
-                f"{folder.settings} cannot be read: {error}. Give another --output."
-            ) from error
-        for key in sorted(old.keys() | settings.keys()):
-            if old.get(key) != settings.get(key):
-                there = typed(key, EvaluateConfig, _short(old.get(key)))
-                raise InputError(
-                    f"{path} was made with other settings: {there} there,"
-                    f" {_short(settings.get(key))} now. Give another --output."
-                )
+        check_same(path, read_object(folder.settings), settings, EvaluateConfig)
         return folder
 
     @contextmanager
@@ -146,8 +133,3 @@ class EvaluationFolder:
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue  # truncated; its batch is drawn again
         return found
-
-
-def _short(value: Any) -> str:
-    text = dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else f"{text[:117]}..."

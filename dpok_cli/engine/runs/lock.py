@@ -3,8 +3,9 @@
 import errno
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -39,18 +40,20 @@ def one_writer(folder: Path, file: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def filling(folder: Path, flag: str) -> Iterator[None]:
+def filling(folder: Path, flag: str, check: Callable[[], None] | None = None) -> Iterator[None]:
     """Make a new folder, or take an empty one, and hold its lock.
 
+    ``check`` raises InputError for a folder that cannot be used; by default that is one with files.
     If the block raises before it has written anything, the folder is removed. Raises InputError,
-    which names ``flag``, if it has files already or cannot be made.
+    which names ``flag``, if it cannot be made.
     """
-    check_free(folder, flag)
+    check = check or partial(check_free, folder, flag)
+    check()
     new = new_folders(folder)
     make_folder(folder, flag)
     try:
         with one_writer(folder):
-            check_free(folder, flag)  # another may have filled it meanwhile
+            check()  # another may have filled it meanwhile
             yield
     except BaseException:
         remove_empty([folder, *new])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from dpok_cli.rewards.images import to_pil as to_pil
 
@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 #: Pictures with a longer side below this are enlarged by a whole factor.
 SMALL = 192
-#: The most pixels of a picture of many images: Pillow warns of larger ones when it opens them.
-LARGEST = 89_000_000
+#: The longest side of a page of a grid, in pixels: of 4 x 4 images of 1024 pixels, or 8 x 8 of 512.
+#: It is 53 MB in memory, and two side by side have 35 million pixels: Pillow warns from 89 million.
+PAGE = 4200
+
+Item = TypeVar("Item")
 
 
 def enlargement(size: tuple[int, int]) -> int:
@@ -35,24 +38,35 @@ def grid(images: Sequence[Tensor], columns: int) -> Image:
 
     Small images are enlarged.
     """
-    return grid_of(images, len(images), columns)
+    return laid_out(in_rows(images, columns), to_pil)
 
 
-def grid_of(images: Iterable[Tensor], count: int, columns: int) -> Image:
-    """Lay out ``count`` images as `grid` does, of which only one at a time is needed."""
+def in_rows(items: Sequence[Item], columns: int) -> list[Sequence[Item]]:
+    """Cut items into rows of ``columns``, of which the last may have fewer."""
+    return [items[start : start + columns] for start in range(0, len(items), columns)]
+
+
+def laid_out(rows: Sequence[Sequence[Item]], read: Callable[[Item], Image]) -> Image:
+    """Lay out rows of pictures as `grid` does; ``read`` returns one, of which one is needed."""
     from PIL import Image
 
-    sheet, width, height, gap = Image.new("RGB", (0, 0)), 0, 0, 0
-    for place, image in enumerate(images):
-        picture = to_pil(image)
-        if place == 0:
-            width, height, gap = cell(picture.size)
-            rows = -(-count // columns)
-            size = (columns * width - gap, rows * height - gap)
-            sheet = Image.new("RGB", size, "white")
-        row, column = divmod(place, columns)
-        sheet.paste(enlarge(picture), (column * width, row * height))
+    sheet, width, height = Image.new("RGB", (0, 0)), 0, 0
+    for row, items in enumerate(rows):
+        for column, item in enumerate(items):
+            picture = read(item)
+            if not width:
+                width, height, gap = cell(picture.size)
+                across = max(map(len, rows))
+                size = (across * width - gap, len(rows) * height - gap)
+                sheet = Image.new("RGB", size, "white")
+            sheet.paste(enlarge(picture), (column * width, row * height))
     return sheet
+
+
+def room(size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many pictures of ``size`` pixels fit on a page: columns and rows, 1 at least."""
+    wide, high, gap = cell(size)
+    return max(1, (PAGE + gap) // wide), max(1, (PAGE + gap) // high)
 
 
 def cell(size: tuple[int, int]) -> tuple[int, int, int]:
