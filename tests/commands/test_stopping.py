@@ -3,8 +3,6 @@
 import json
 import signal
 
-import pytest
-
 from support.waiting import wait_for
 
 FLAGS = "--num-inference-steps=2 --guidance-scale=1 --sample-batch-size=4 --device=cpu".split()
@@ -29,27 +27,24 @@ def stopped(process, folder, number):
     return len(list(folder.rglob("*.png")))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_samples(number, python, pipeline_folder, tmp_path):
+def test_samples(python, pipeline_folder, tmp_path):
     command = ["-m", "dpok_cli", "sample", f"--model={pipeline_folder}", *FLAGS, *PROMPTS]
-    process = python(*command, "--seeds=0-3", "--output=cut")
-    there = stopped(process, tmp_path / "cut", number)
+    process = python(*command, "--seeds=0", "--output=cut")
+    there = stopped(process, tmp_path / "cut", signal.SIGINT)
     listed = json.loads((tmp_path / "cut/manifest.json").read_text())["images"]
-    assert 8 < len(listed) == there < 240
-    again, whole = (
-        python(*command, "--seeds=0-3", f"--output={name}") for name in ("cut", "whole")
-    )
+    assert 8 < len(listed) == there < 60
+    again, whole = (python(*command, "--seeds=0", f"--output={name}") for name in ("cut", "whole"))
     assert (again.wait(), whole.wait()) == (0, 0)
-    assert f"{there} of the 240 images are in cut already." in again.err
+    assert f"{there} of the 60 images are in cut already." in again.err
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
 def test_an_evaluation(python, pipeline_folder, adapters, tmp_path):
     command = ["-m", "dpok_cli", "evaluate", f"--model={pipeline_folder}", *FLAGS, *PROMPTS]
     command += [f"--adapter={adapters['shaken']}", "--reward=jpeg-compressibility"]
-    command += ["--samples=2", "--resamples=100"]
+    command += ["--samples=1", "--resamples=100"]
     there = stopped(python(*command, "--output=cut"), tmp_path / "cut", signal.SIGTERM)
-    assert 8 < len((tmp_path / "cut/scores.jsonl").read_text().splitlines()) == there < 240
+    assert 8 < len((tmp_path / "cut/scores.jsonl").read_text().splitlines()) == there < 120
     again, whole = (python(*command, f"--output={name}") for name in ("cut", "whole"))
     assert (again.wait(), whole.wait()) == (0, 0)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
