@@ -13,6 +13,7 @@ from dpok_cli.config import flags as options
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
 from dpok_cli.memory import advice_when_full
+from dpok_cli.prompts.benchmarks import BenchmarkFile
 from dpok_cli.prompts.files import PromptFile
 from dpok_cli.strict_json import dumps
 
@@ -57,6 +58,23 @@ UnseenPromptsFile = Annotated[
         metavar="FILE",
     ),
 ]
+BenchmarkName = Annotated[
+    str | None,
+    typer.Option(
+        help="Draw a benchmark's prompts: drawbench, partiprompts, geneval, t2i-compbench,"
+        " paper-drawbench or paper-coco; PATH is its file, or a folder with it.",
+        rich_help_panel="Prompts",
+        metavar="NAME[=PATH]",
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        help="Fetch the benchmark from where it is published, if it is not on this machine.",
+        rich_help_panel="Prompts",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -95,6 +113,8 @@ def evaluate(
     adapter: Adapters = None,
     unseen_prompts: UnseenPrompts = False,
     unseen_prompts_file: UnseenPromptsFile = None,
+    benchmark: BenchmarkName = None,
+    download: Download = False,
     output: Output = None,
     human: Human = False,
     votes: Votes = None,
@@ -123,7 +143,9 @@ def evaluate(
         return
     from dpok_cli.engine.evaluation.contenders import find_contenders, shared_settings
 
-    prompts_file = _prompts.settled(prompts_file, prompt_column, quiet)
+    others = (prompts_file, prompt_column, flags["prompts"], unseen_prompts, unseen_prompts_file)
+    found = _benchmark(benchmark, download, any(others), quiet)
+    prompts_file = found or _prompts.settled(prompts_file, prompt_column, quiet)
     unseen_prompts_file = _prompts.settled(unseen_prompts_file, None, quiet)
     tuned = find_contenders(run or [], adapter or [], runs_dir)
     given = {key for key, value in flags.items() if value not in (None, [])}
@@ -135,15 +157,17 @@ def evaluate(
         prompts_file=prompts_file,
         category=category,
         under=shared_settings(tuned, given),
+        defaults={"samples": found.benchmark.samples} if found else None,
     )
     if print_config:
         console.say(to_toml(settings).rstrip(), console.out)
         return
     from dpok_cli.engine.evaluation.folder import EvaluationFolder
+    from dpok_cli.engine.evaluation.official import write_official
     from dpok_cli.engine.evaluation.plan import settle
     from dpok_cli.engine.evaluation.report.human import check_samples
 
-    categories: dict[str, str] = {}
+    categories: dict[str, tuple[str, ...]] = {}
     for prompt_file in filter(None, (prompts_file, unseen_prompts_file)):
         categories |= prompt_file.categories()
     evaluation = settle(
@@ -152,6 +176,7 @@ def evaluate(
         unseen=unseen_prompts,
         extra_prompts=unseen_prompts_file.prompts() if unseen_prompts_file else (),
         categories=categories,
+        benchmark=found.name if found else "",
     )
     if human:
         check_samples(evaluation)
@@ -161,7 +186,23 @@ def evaluate(
     with advice_when_full(settings):
         results = _evaluate(evaluation, folder, human, quiet)
     if results:
+        for line in write_official(found, evaluation, folder) if found else ():
+            if not quiet:
+                console.say(line)
         _show(results, folder, human, as_json)
+
+
+def _benchmark(text: str | None, download: bool, others: bool, quiet: bool) -> BenchmarkFile | None:
+    """Return the benchmark that is named, if one is; raises InputError beside ``others``."""
+    if not text:
+        if download:
+            raise InputError("--download needs --benchmark NAME, which it fetches.")
+        return None
+    if others:
+        raise InputError("--benchmark brings its own prompts: leave out those of other flags.")
+    found = BenchmarkFile.find(text, download)
+    _prompts.understood(found, None, quiet)
+    return found
 
 
 def _evaluate(

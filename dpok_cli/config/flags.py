@@ -139,17 +139,19 @@ def resolve(
     prompts_file: PromptFile | None,
     category: str | None,
     under: dict[str, Any] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> Config:
     """Make a command's config; raises InputError.
 
-    Flags override ``under``, which overrides the config file, which overrides the preset.
+    Flags override ``under``, which overrides the config file, which overrides the preset, which
+    overrides the ``defaults``.
     """
     given = _given(flags)
     if prompts_file is not None:
         given["prompts"] = [*given.get("prompts", ()), *prompts_file.prompts(category)]
     elif category is not None:
         raise InputError("--category needs --prompts FILE, whose category it is.")
-    return config.resolve(kind, preset or TINY, file, **(under or {}) | given)
+    return config.resolve(kind, preset or TINY, file, defaults, **(under or {}) | given)
 
 
 #: These may change on resuming if their product, the examples of an update, does not.

@@ -7,7 +7,7 @@ Presets are such files too. A setting has the name of its field.
 
 import dataclasses
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,14 +26,23 @@ Config = TypeVar("Config", bound=BaseConfig)
 
 
 def resolve(
-    kind: type[Config], preset: str = TINY, file: Path | None = None, **flags: Any
+    kind: type[Config],
+    preset: str = TINY,
+    file: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    **flags: Any,
 ) -> Config:
     """Make a config: the flags that are not None override the file, which overrides the preset.
+
+    The preset overrides the ``defaults``, which are in place of the fields' own.
 
     Raises InputError for an unknown preset or setting, a wrong type or a value out of range.
     """
     values = preset_values(kind, preset) | (_read(kind, file) if file else {})
-    return kind(**values | {key: value for key, value in flags.items() if value is not None})
+    return kind(
+        **{**(defaults or {}), **values}
+        | {key: value for key, value in flags.items() if value is not None}
+    )
 
 
 def presets(kind: type[BaseConfig]) -> list[str]:

@@ -57,7 +57,7 @@ def plan_table(phases: Sequence[tuple[str, Mapping[str, int]]]) -> Table:
 def evaluation_table(results: dict[str, Any]) -> Group:
     """Make the tables of an evaluation (results.json): one for each group of prompts.
 
-    If a group has several categories, each category has a table too.
+    If a group has several categories or challenges, each of them has a table too.
     """
     trained = {reward["name"]: reward["trained_by"] for reward in results["rewards"]}
     parts = []
@@ -66,12 +66,13 @@ def evaluation_table(results: dict[str, Any]) -> Group:
         number = len({row["prompt"] for row in rows if row["scope"] == "prompt"})
         title = f"{group} ({number} prompt{'s' if number > 1 else ''})"
         parts += [(title, [row for row in rows if row["scope"] == "group"])]
-        categories: dict[str, list[dict[str, Any]]] = {}
-        for row in rows:
-            if row["scope"] == "category":
-                categories.setdefault(row["category"], []).append(row)
-        if len(categories) > 1:
-            parts += [(f"{group}, {category}", own) for category, own in categories.items()]
+        for scope in ("category", "challenge"):
+            named: dict[str, list[dict[str, Any]]] = {}
+            for row in rows:
+                if row["scope"] == scope:
+                    named.setdefault(row["category"], []).append(row)
+            if len(named) > 1:
+                parts += [(f"{group}, {name}", own) for name, own in named.items()]
     return Group(*(_Scores(title, rows, trained) for title, rows in parts))
 
 

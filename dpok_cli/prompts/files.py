@@ -35,13 +35,14 @@ class PromptFile:
         """
         return tuple(entry.prompt for entry in self.found(category).entries)
 
-    def categories(self) -> dict[str, str]:
-        """Return the category, of the first column, of each prompt that has one.
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """Return the categories of each prompt that has one, in the order of their columns.
 
         Raises InputError as `prompts` does.
         """
-        first = {each.prompt: "".join(each.categories[:1]) for each in self._found.entries}
-        return {prompt: category for prompt, category in first.items() if category}
+        return {
+            each.prompt: each.categories for each in self._found.entries if any(each.categories)
+        }
 
     def found(self, category: str | None = None) -> Found:
         """Return what the file was understood as; raises InputError as `prompts` does."""

@@ -48,7 +48,7 @@ def test_json_without_prompts_is_refused(tmp_path):
 def test_categories_are_by_prompt(tmp_path):
     file = tmp_path / "prompts.json"
     file.write_text('{"a red cat": {"category": "color"}, "two cats": {}, "x": {"category": 3}}')
-    assert PromptFile(file).categories() == {"a red cat": "color", "x": "3"}
+    assert PromptFile(file).categories() == {"a red cat": ("color",), "x": ("3",)}
     lines = tmp_path / "prompts.txt"
     lines.write_text("a cat\n")
     assert PromptFile(lines).categories() == {}
@@ -86,4 +86,4 @@ def test_the_file_is_read_once(tmp_path):
     file = PromptFile(write(tmp_path, "p.json", PAPER))
     assert len(file.prompts()) == 3
     file.path.unlink()
-    assert file.categories()["Four wolves in the park."] == "count"
+    assert file.categories()["Four wolves in the park."] == ("count",)

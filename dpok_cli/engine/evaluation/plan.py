@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Prompt:
     group: str  # "seen" in training, "unseen", or "given" if the training is unknown
     category: str = ""
     variant_of: str = ""  # the trained prompt that it was derived from
+    challenge: str = ""  # its second category, as in PartiPrompts
 
 
 class Place(NamedTuple):
@@ -55,6 +56,7 @@ class Evaluation:
     prompts: tuple[Prompt, ...]
     rewards: tuple[str, ...]  # specs
     remarks: tuple[str, ...] = ()  # what was left out, and why
+    benchmark: str = ""  # the name of the one that the prompts are of
 
     @property
     def seeds(self) -> range:
@@ -85,8 +87,12 @@ class Evaluation:
         return {
             **config,
             "models": {each.name: each.digest() for each in self.contenders},
-            "prompts": {each.text: [each.group, each.category] for each in self.prompts},
+            "prompts": {
+                each.text: [each.group, each.category, *filter(None, [each.challenge])]
+                for each in self.prompts
+            },
             "rewards": list(self.rewards),
+            **({"benchmark": self.benchmark} if self.benchmark else {}),
         }
 
 
@@ -115,13 +121,15 @@ def settle(
     *,
     unseen: bool = False,
     extra_prompts: Sequence[str] = (),
-    categories: Mapping[str, str] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
+    benchmark: str = "",
 ) -> Evaluation:
     """Settle prompts and rewards of an evaluation of the ``tuned`` models against the base.
 
     ``unseen`` adds partners of the config's prompts, which no model was trained on;
-    ``extra_prompts`` are added after them; ``categories`` are by prompt. Raises InputError for
-    everything that can be refused without torch.
+    ``extra_prompts`` are added after them; ``categories`` are by prompt, one or more of each. The
+    prompts of a ``benchmark`` are its own, each to the letter. Raises InputError for everything
+    that can be refused without torch.
     """
     if not config.prompts:
         raise InputError(
@@ -136,8 +144,9 @@ def settle(
         )
     remarks = [f"There are no variants of {prompt!r}." for prompt in alone]
     variants = [text for partners in derived.values() for text in partners.variants]
-    remarks += _merged([*config.prompts, *variants, *extra_prompts])
-    prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories)
+    key = str if benchmark else plain
+    remarks += _merged([*config.prompts, *variants, *extra_prompts], key)
+    prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories, key)
     if config.rewards:
         rewards = [unweighted(text) for text in config.rewards]
     else:
@@ -146,7 +155,8 @@ def settle(
         remarks += left_out
     check_specs(rewards, tiny=config.model == TINY)
     check_source(config)
-    return Evaluation(config, (Contender(BASE), *tuned), prompts, tuple(rewards), tuple(remarks))
+    contenders = (Contender(BASE), *tuned)
+    return Evaluation(config, contenders, prompts, tuple(rewards), tuple(remarks), benchmark)
 
 
 def arrange_prompts(
@@ -154,20 +164,22 @@ def arrange_prompts(
     contenders: Iterable[Contender],
     derived: Mapping[str, Unseen],
     unseen: Iterable[str] = (),
-    categories: Mapping[str, str] | None = None,
+    categories: Mapping[str, Sequence[str]] | None = None,
+    key: Callable[[str], str] = plain,
 ) -> tuple[Prompt, ...]:
     """Put the prompts together, each once: those ``given``, ``derived`` from them, ``unseen``.
 
     A given prompt is "seen" if a contender was trained on it, else "unseen"; it is "given" if the
-    training of all contenders is unknown. ``categories`` are by prompt.
+    training of all contenders is unknown. ``categories`` are by prompt; prompts with the same
+    ``key`` are one.
     """
     trained = {plain(prompt) for each in contenders for prompt in each.trained_prompts}
     categories = categories or {}
     prompts: dict[str, Prompt] = {}
 
     def add(text: str, group: str, category: str = "", variant_of: str = "") -> None:
-        category = categories.get(text, category)
-        prompts.setdefault(plain(text), Prompt(text, group, category, variant_of))
+        first, second, *_ = *categories.get(text, ()), "", ""
+        prompts.setdefault(key(text), Prompt(text, group, first or category, variant_of, second))
 
     for text in given:
         group = ("seen" if plain(text) in trained else "unseen") if trained else "given"
@@ -180,11 +192,11 @@ def arrange_prompts(
     return tuple(prompts.values())
 
 
-def _merged(texts: Iterable[str]) -> list[str]:
+def _merged(texts: Iterable[str], key: Callable[[str], str]) -> list[str]:
     """Return a remark on prompts that `arrange_prompts` puts together; none if there are none."""
     alike: dict[str, list[str]] = {}
     for text in texts:
-        alike.setdefault(plain(text), []).append(text)
+        alike.setdefault(key(text), []).append(text)
     parts = []
     for first, *others in alike.values():
         parts += [f"{other!r} as {first!r}" for other in dict.fromkeys(others) if other != first]
@@ -193,7 +205,5 @@ def _merged(texts: Iterable[str]) -> list[str]:
     if not parts:
         return []
     more = [f"{len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
-    return [
-        "Prompts that differ only in case, spaces or a final full stop are evaluated once:"
-        f" {'; '.join([*parts[:SHOWN], *more])}."
-    ]
+    alike_in = " that differ only in case, spaces or a final full stop" if key is plain else ""
+    return [f"Prompts{alike_in} are evaluated once: {'; '.join([*parts[:SHOWN], *more])}."]

@@ -76,6 +76,7 @@ def summarise(
         "rows": rows,
         "warnings": hacking_warnings(rows, rewards, names),
         "remarks": list(evaluation.remarks),
+        "benchmark": evaluation.benchmark or None,
     }
 
 
@@ -178,17 +179,19 @@ def _scopes(evaluation: Evaluation) -> Iterator[tuple[str, str, str, list[int]]]
     """Yield each table's scope, group and category, and the rows of its prompts."""
     prompts = evaluation.prompts
     groups: dict[str, list[int]] = {}
-    categories = {prompt.category: None for prompt in prompts if prompt.category}
-    by_category: dict[str, dict[str, list[int]]] = {}
     for row, prompt in enumerate(prompts):
         groups.setdefault(prompt.group, []).append(row)
-        by_category.setdefault(prompt.group, {}).setdefault(prompt.category, []).append(row)
     for group, own in groups.items():
         yield "group", group, "", own
-    for group in groups:
-        for category in categories:
-            if own := by_category[group].get(category, []):
-                yield "category", group, category, own
+    for scope in ("category", "challenge"):
+        names = {getattr(prompt, scope): None for prompt in prompts}
+        for group, own in groups.items():
+            rows: dict[str, list[int]] = {}
+            for row in own:
+                rows.setdefault(getattr(prompts[row], scope), []).append(row)
+            for name in filter(None, names):
+                if name in rows:
+                    yield scope, group, name, rows[name]
     for row, prompt in enumerate(prompts):
         yield "prompt", prompt.group, prompt.category, [row]
 

@@ -23,12 +23,13 @@ def test_prompts_are_seen_unseen_or_given():
     tuned = [Contender("x", None, {"prompts": ["A green colored rabbit."]})]
     given = ("a green colored rabbit", "two dogs")
     derived = unseen_prompts(given[:1])
-    prompts = arrange_prompts(given, tuned, derived, ["a lion", "Two dogs."], {"a lion": "animals"})
+    categories = {"a lion": ("animals", "basic"), given[0]: ("", "short")}
+    prompts = arrange_prompts(given, tuned, derived, ["a lion", "Two dogs."], categories)
     assert prompts == (
-        Prompt("a green colored rabbit", "seen", "colour"),
+        Prompt("a green colored rabbit", "seen", "colour", challenge="short"),
         Prompt("two dogs", "unseen"),
         Prompt("A green colored cat.", "unseen", "colour", "a green colored rabbit"),
-        Prompt("a lion", "unseen", "animals"),
+        Prompt("a lion", "unseen", "animals", challenge="basic"),
     )
     assert arrange_prompts(["a cat"], [Contender("x")], {}) == (Prompt("a cat", "given"),)
     # a variant that was trained on after all does not become unseen
@@ -120,3 +121,16 @@ def test_batches_do_not_depend_on_what_is_done():
     assert [len(batch) for batch in batches] == [4, 4, 2]
     places = [place for batch in batches for place in batch]
     assert places == [Place(row, first + n) for row in range(2) for n in range(5)]
+
+
+def test_a_benchmark_keeps_each_prompt_to_the_letter():
+    config = EvaluateConfig(prompts=("a cat", "A cat.", "a cat"), rewards=("clip",))
+    evaluation = settle(
+        config, [Contender("x")], categories={"A cat.": ("A", "B")}, benchmark="partiprompts"
+    )
+    assert [prompt.text for prompt in evaluation.prompts] == ["a cat", "A cat."]
+    assert evaluation.remarks == ("Prompts are evaluated once: 'a cat', given 2 times.",)
+    settings = evaluation.settings()
+    assert settings["benchmark"] == "partiprompts"
+    assert settings["prompts"] == {"a cat": ["given", ""], "A cat.": ["given", "A", "B"]}
+    assert "benchmark" not in settle(config, [Contender("x")]).settings()

@@ -94,17 +94,21 @@ def _data_uri(data: bytes, kind: str) -> str:
 
 
 def _tables(results: Results) -> list[dict[str, Any]]:
-    """Return the tables of each group: of all its prompts, by category and by prompt."""
+    """Return the tables of each group: of all its prompts, by category and by prompt.
+
+    The second categories, as in PartiPrompts, are challenges.
+    """
     rows = results["rows"]
     tables = []
     for group in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == group]
         parts: list[tuple[str, list[dict[str, Any]]]] = []
-        for scope in ("category", "prompt"):
+        for scope in ("category", "challenge", "prompt"):
             titled: dict[str, list[dict[str, Any]]] = {}
             for row in own:
                 if row["scope"] == scope:
-                    titled.setdefault(row[scope], []).append(row)
+                    title = row["prompt" if scope == "prompt" else "category"]
+                    titled.setdefault(title, []).append(row)
             parts += [(f"{scope.capitalize()}: {title}", rows) for title, rows in titled.items()]
         count = len({row["prompt"] for row in own if row["scope"] == "prompt"})
         whole = [row for row in own if row["scope"] == "group"]
