@@ -40,6 +40,9 @@ class Clip(RewardModel):
 
         self.clip = clip_net.Clip.from_files(self.files(), self.device)
 
+    def unread(self, prompt: str) -> str:
+        return self.clip.unread(prompt)
+
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         return self.options.scale * self.clip.cosine(images, prompts)
 

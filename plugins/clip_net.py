@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.images import clip_preprocess
+from dpok_cli.rewards.unread import unread_end
 
 
 class Clip:
@@ -37,6 +38,15 @@ class Clip:
         net = from_pretrained(CLIPModel, config.parent).to(device)
         return cls(net, tokenizer_from_files(vocab, merges))
 
+    @property
+    def limit(self) -> int:
+        """How many tokens of a prompt are read, with those before and after it: 77."""
+        return self.net.config.text_config.max_position_embeddings
+
+    def unread(self, prompt: str) -> str:
+        """Return the end of a prompt that is not read, or ""."""
+        return unread_end(self.tokenizer, prompt, self.limit)
+
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Compare images (B, 3, H, W) in [0, 1] to their prompts; returns (B,) in [-1, 1]."""
         size = self.net.config.vision_config.image_size
@@ -49,7 +59,7 @@ class Clip:
             unique,
             padding=True,  # after the end token, which does not attend to it
             truncation=True,
-            max_length=self.net.config.text_config.max_position_embeddings,
+            max_length=self.limit,
             return_tensors="pt",
         )["input_ids"].to(pixel_values.device)
         image = normalize(self.net.get_image_features(pixel_values).pooler_output, dim=-1)

@@ -47,6 +47,9 @@ class HPS(RewardModel):
         net = from_open_clip(weights).to(self.device)
         self.clip = Clip(net, tokenizer_from_files(vocab, merges))
 
+    def unread(self, prompt: str) -> str:
+        return self.clip.unread(prompt)
+
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         from dpok_plugins.hps_net import preprocess
 

@@ -67,6 +67,12 @@ class ImageReward(RewardModel):
                 f" put its own vocab.txt beside {checkpoint.name}"
             )
 
+    def unread(self, prompt: str) -> str:
+        from dpok_cli.rewards.unread import unread_end
+        from dpok_plugins.image_reward_net import MAX_TOKENS
+
+        return unread_end(self.tokenizer, prompt, MAX_TOKENS)
+
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         from dpok_cli.rewards.images import clip_preprocess
         from dpok_plugins.image_reward_net import SCORE_MEAN, SCORE_STD, tokenize

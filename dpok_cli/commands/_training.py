@@ -156,6 +156,8 @@ class Job:
                 rest=settings.offload,
             )
             self.reward.prepare()
+            for line in self.reward.unread(settings.prompts):
+                self.say(line)
         if self.existing:
             self.run = self.existing
         else:

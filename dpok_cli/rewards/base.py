@@ -66,6 +66,13 @@ class RewardModel(ABC):
         Gradients must flow to the images only, not to the loaded weights.
         """
 
+    def unread(self, prompt: str) -> str:
+        """Return the end of a prompt that ``score_batch`` does not read, or ""; called once loaded.
+
+        Commands name it, so that nobody takes a score for one of the whole prompt.
+        """
+        return ""
+
     @abstractmethod
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score RGB float32 images (B, 3, H, W) in [0, 1], on ``self.device``; return (B,).

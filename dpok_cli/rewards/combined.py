@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpok_cli.rewards.base import RewardModel
+from dpok_cli.errors import RewardError
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
 from dpok_cli.rewards.offload import at_work
+from dpok_cli.rewards.unread import unread_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +66,20 @@ class WeightedReward:
         for reward, _ in self.rewards.values():
             with at_work(reward, self.rest):
                 reward.prepare()
+
+    def unread(self, prompts: Sequence[str]) -> list[str]:
+        """Return a line for each reward that does not read some prompts to their end.
+
+        Loads the rewards; raises ``RewardError`` with the name of the one that fails.
+        """
+        lines = []
+        for key, (reward, _) in self.rewards.items():
+            reward.prepare()
+            try:
+                lines.append(unread_line(key, prompts, reward.unread))
+            except PLUGIN_ERRORS as error:
+                raise RewardError(f"{key}: unread: {type(error).__name__}: {error}") from error
+        return [line for line in lines if line]
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts, on their device.

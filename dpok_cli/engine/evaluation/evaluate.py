@@ -48,9 +48,9 @@ def start(
     """Make the reward and the folder of an evaluation, which has no other writer in the block.
 
     ``warn`` gets a line on each reward that has changed since a folder was last used, and at the
-    start one on each prompt that is too long for the model. The folder is made only once all
-    models and rewards could be loaded. Raises InputError for a model or folder that cannot be used,
-    RewardError for a reward that cannot be loaded.
+    start one on each prompt that is too long for the model, and on each reward for which some are.
+    The folder is made only once all models and rewards could be loaded. Raises InputError for a
+    model or folder that cannot be used, RewardError for a reward that cannot be loaded.
     """
     config = evaluation.config
     processes = process_state(config.device)
@@ -61,6 +61,7 @@ def start(
     if not EvaluationFolder.check(path, evaluation).begun:
         too_long = check_models(evaluation)
         reward.prepare()
+        too_long += reward.unread([prompt.text for prompt in evaluation.prompts])
     folder = EvaluationFolder(path)
     with on_main(partial(folder.writing, evaluation), processes):
         if processes.is_main_process:
