@@ -100,13 +100,18 @@ class Job:
         from dpok_cli.engine.bases.source import check_source
         from dpok_cli.engine.lora.files import check_adapter
         from dpok_cli.engine.runs.folder import RunFolder
-        from dpok_cli.rewards.manager import check_specs
+        from dpok_cli.rewards.comparing import PER_IMAGE, check_patience, refuse_comparing
+        from dpok_cli.rewards.manager import build
 
         if not settings.prompts:
             raise InputError(
                 'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
             )
-        check_specs(settings.rewards, tiny=settings.model == TINY)
+        reward = build(settings.rewards, tiny=settings.model == TINY)
+        if settings.command == "train-sft":
+            refuse_comparing(reward, PER_IMAGE)
+        if settings.patience:
+            check_patience(reward)
         if run is None:
             RunFolder.check_free(settings)
         check_source(settings)

@@ -9,7 +9,7 @@ import typer
 
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel, defines
 from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.strict_json import dumps
 
@@ -21,6 +21,10 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+#: What a reward scores.
+IMAGES = "each image by itself"
+GROUPS = "the images of a prompt against each other"
 
 
 @app.callback()
@@ -42,7 +46,9 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     for facts in rewards:
         package = f"{facts['package']} {facts['version']}"
         limits = _range(found.rewards[facts["name"]].cls.range)
-        table.add_row(facts["name"], package, limits, facts["weights"], facts["summary"])
+        compares = " Compares images." if facts["scores"] == GROUPS else ""
+        summary = facts["summary"] + compares
+        table.add_row(facts["name"], package, limits, facts["weights"], summary)
     console.show(table)
     for line in found.left_out():
         console.say(line)
@@ -69,6 +75,7 @@ def show(
     console.say(f"{name}\n\n{description}\n", console.out)
     better = "higher is better" if reward.higher_is_better else "lower is better"
     console.say(f"Range: {_range(reward.range)}; {better}.", console.out)
+    console.say(f"Scores {_scores(reward)}.", console.out)
     console.say(f"Weights: {_weights(reward)}", console.out)
     if issubclass(reward, EnvironmentReward):
         console.say(f"Environment: {_environment(reward)}", console.out)
@@ -108,11 +115,12 @@ def check(
         _say_json(where | dataclasses.asdict(result))
         return
     gradient, noise = result.scores
+    compared = ", against each other" if reward.compares else ""
     size = f"{trial.SIZE} x {trial.SIZE} pixels"
     for line in (
         f"{spec} works on {reward.device}.",
         f"Loaded in {result.load_seconds:.1f} s.",
-        f"Scores: {gradient:.4f} for a colour gradient, {noise:.4f} for noise.",
+        f"Scores: {gradient:.4f} for a colour gradient, {noise:.4f} for noise{compared}.",
         f"Speed: {result.images_per_second:.1f} images/s, {result.batch_size} at a time of {size}.",
         f"Peak memory: {result.peak_memory / 1e9:.2f} GB.",
     ):
@@ -164,6 +172,7 @@ def _facts(entry: "Entry") -> dict[str, Any]:
         "range": limits and list(limits),
         "higher_is_better": reward.higher_is_better,
         "differentiable": reward.differentiable,
+        "scores": _scores(reward),
         "weights": _weights(reward),
         "environment": _about_environment(reward),
     }
@@ -181,6 +190,13 @@ def _environment(reward: type[EnvironmentReward]) -> str:
     if reward.environment.is_here(reward.name):
         return str(reward.environment.folder(reward.name))
     return f"not installed: dpok rewards install {reward.name}"
+
+
+def _scores(reward: type[RewardModel]) -> str:
+    """Return what a reward scores: images, or groups of them."""
+    if not defines(reward, "score_group"):
+        return IMAGES
+    return f"{IMAGES}, or {GROUPS}" if defines(reward, "score_batch") else GROUPS
 
 
 def _options(reward: type[RewardModel]) -> dict[str, dict[str, Any]]:

@@ -34,9 +34,10 @@ def serve_reward(
 
     Example: dpok serve-reward image-reward --port 8000
     """
-    from dpok_cli.rewards.manager import build, check_specs
+    from dpok_cli.rewards.comparing import PER_REQUEST, refuse_comparing
+    from dpok_cli.rewards.manager import build
 
-    check_specs([spec])
+    refuse_comparing(build([spec]), PER_REQUEST)
     from dpok_cli.engine.distributed import device_of
     from dpok_cli.rewards.serve import RewardServer
 

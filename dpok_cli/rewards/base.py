@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 PLUGIN_ERRORS = (Exception, SystemExit)
 
 
-class RewardModel(ABC):
+class RewardModel:
     """A score for an image and its prompt; the docstring's first line is shown by ``dpok rewards``.
 
-    A subclass defines ``name`` and ``score_batch``, usually ``load``, and overrides the other
-    members as needed. Callers use ``score``.
+    A subclass defines ``name`` and either ``score_batch`` or, if it compares the images of a prompt
+    with each other, ``score_group``; usually ``load``; and overrides the other members as needed.
+    Callers use ``score``.
     """
 
     #: The name in ``--reward`` and in the logs: lower case, digits and hyphens.
@@ -30,13 +31,13 @@ class RewardModel(ABC):
     #: Whether training should raise the score; if not, a weighted sum subtracts it.
     higher_is_better: ClassVar[bool] = True
     #: The minimum and maximum score, if they exist.
-    range: ClassVar[tuple[float, float] | None] = None
+    range: tuple[float, float] | None = None
     #: Whether gradients flow from the score to the images.
     differentiable: ClassVar[bool] = False
     #: The maximum number of images per call of ``score_batch``.
     batch_size: ClassVar[int] = 32
-    #: Whether ``score_batch`` computes on ``self.device``. If not (it calls a server or measures a
-    #: file), it can score in a thread while the next images are sampled.
+    #: Whether it computes on ``self.device``. If not (it calls a server or measures a file),
+    #: ``score_batch`` can run in a thread while the next images are sampled.
     needs_device: ClassVar[bool] = True
 
     #: Whether the option ``model`` accepts "tiny", for a version that knows the tiny world.
@@ -60,33 +61,48 @@ class RewardModel(ABC):
         """
         return ()
 
-    def load(self) -> None:  # noqa: B027 - many rewards have nothing to load
-        """Load what ``score_batch`` needs to ``self.device``; called once, before its first call.
+    def load(self) -> None:
+        """Load what scoring needs to ``self.device``; called once, before the first score.
 
         Gradients must flow to the images only, not to the loaded weights.
         """
 
     def unread(self, prompt: str) -> str:
-        """Return the end of a prompt that ``score_batch`` does not read, or ""; called once loaded.
+        """Return the end of a prompt that is not read, or ""; called once loaded.
 
         Commands name it, so that nobody takes a score for one of the whole prompt.
         """
         return ""
 
-    @abstractmethod
+    @property
+    def compares(self) -> bool:
+        """Whether ``score_group`` gives the scores; a class that has both overrides this."""
+        return defines(type(self), "score_group")
+
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Score RGB float32 images (B, 3, H, W) in [0, 1], on ``self.device``; return (B,).
 
         ``images`` and ``prompts`` are copies, which may be changed.
         """
+        raise NotImplementedError
 
-    def stop(self) -> None:  # noqa: B027 - most rewards are fast
+    def score_group(self, images: Tensor, prompt: str) -> Tensor:
+        """Compare RGB float32 images (N, 3, H, W) in [0, 1] of one prompt; return (N,).
+
+        These are all images of the prompt that are scored together, whatever ``batch_size`` is: in
+        training those of a round, in an evaluation those of all models. N may be 1. They are on
+        ``self.device``, and a copy, which may be changed.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
         """Cancel scoring that is running in another thread, if it can take long."""
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Tensor:
         """Score RGB float images (B, 3, H, W) in [0, 1] for their B prompts.
 
         Returns float32 (B,) on the images' device, with gradients to the images only if ``grad``.
+        A reward that ``compares`` takes images of the same prompt as one group, in their order.
         Raises ``RewardError``, starting with the reward's name, if the reward raises an exception,
         if it returns a wrong shape, integers, NaN or infinity, or if ``grad`` is requested but the
         reward is not differentiable.
@@ -100,12 +116,9 @@ class RewardModel(ABC):
         if grad and not self.differentiable:
             raise self._error("is not differentiable")
         self.prepare()
-        scores = []
+        score = self._score_groups if self.compares else self._score_batches
         with torch.set_grad_enabled(grad):
-            for start in range(0, len(images), self.batch_size):
-                chunk = slice(start, start + self.batch_size)
-                scores.append(self._score_chunk(images[chunk], prompts[chunk]))
-            return torch.cat(scores).to(images.device)
+            return score(images, prompts).to(images.device)
 
     def prepare(self) -> None:
         """Load now instead of before the first score; raises ``RewardError``."""
@@ -116,13 +129,39 @@ class RewardModel(ABC):
                 raise self._error(error, "could not be loaded: ") from error
             self._loaded = True
 
-    def _score_chunk(self, images: Tensor, prompts: list[str]) -> Tensor:
+    def _score_batches(self, images: Tensor, prompts: list[str]) -> Tensor:
+        import torch
+
+        scores = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            texts = prompts[chunk]
+            scores.append(self._checked(self.score_batch, images[chunk], list(texts), texts))
+        return torch.cat(scores)
+
+    def _score_groups(self, images: Tensor, prompts: list[str]) -> Tensor:
+        import torch
+
+        groups: dict[str, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault(prompt, []).append(row)
+        scores = [
+            self._checked(self.score_group, images[rows], prompt, [prompt] * len(rows))
+            for prompt, rows in groups.items()
+        ]
+        order = torch.tensor([row for rows in groups.values() for row in rows])
+        return torch.cat(scores)[order.argsort()]
+
+    def _checked(
+        self, score: Callable[..., Any], images: Tensor, what: Any, prompts: list[str]
+    ) -> Tensor:
+        """Return the scores (B,) that ``score(images, what)`` gives of B images and prompts."""
         import torch
 
         # Copies, so that nothing the plugin changes in place reaches another reward or a file.
         images = images.to(self.device, torch.float32, copy=True)
         try:
-            scores = self.score_batch(images, list(prompts))
+            scores = score(images, what)
         except PLUGIN_ERRORS as error:
             raise self._error(error) from error
         if not isinstance(scores, torch.Tensor):
@@ -145,6 +184,11 @@ class RewardModel(ABC):
         else:
             message = what
         return RewardError(f"{self.name}: {before}{' '.join(message.split())}")
+
+
+def defines(reward: type[RewardModel], method: str) -> bool:
+    """Whether the class of a reward defines a method that ``RewardModel`` leaves open."""
+    return getattr(reward, method) is not getattr(RewardModel, method)
 
 
 def _describe(tensor: Tensor) -> str:

@@ -15,6 +15,7 @@ from dpok_cli.rewards.base import RewardModel
 SIZE = 256
 PROMPTS = ["a cat", "a dog"]  # the tiny world knows them too
 MOST_IMAGES = 16
+MOST_COMPARED = 4
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,16 @@ def check(reward: RewardModel) -> Check:
     reward.prepare()
     loaded = time.perf_counter()
     images = _pictures().to(reward.device)
-    scores = reward.score(images, PROMPTS).tolist()
+    texts = PROMPTS[:1] * 2 if reward.compares else PROMPTS  # so that there are two to compare
+    scores = reward.score(images, texts).tolist()
     if reward.range and not all(reward.range[0] <= score <= reward.range[1] for score in scores):
         low, high = reward.range
         shown = " and ".join(f"{score:g}" for score in scores)
         raise RewardError(f"{reward.name}: scored {shown}, outside its range {low:g} to {high:g}")
     if reward.differentiable:
-        _check_gradients(reward, images)
-    count = min(reward.batch_size, MOST_IMAGES)
-    batch, prompts = images[torch.arange(count) % 2], [PROMPTS[n % 2] for n in range(count)]
+        _check_gradients(reward, images, texts)
+    count = MOST_COMPARED if reward.compares else min(reward.batch_size, MOST_IMAGES)
+    batch, prompts = images[torch.arange(count) % 2], [texts[n % 2] for n in range(count)]
     before = time.perf_counter()
     reward.score(batch, prompts).tolist()  # waits for the device
     speed = count / (time.perf_counter() - before)
@@ -66,9 +68,9 @@ def _pictures() -> Tensor:
     return torch.stack([gradient, noise])
 
 
-def _check_gradients(reward: RewardModel, images: Tensor) -> None:
+def _check_gradients(reward: RewardModel, images: Tensor, prompts: list[str]) -> None:
     images = images.clone().requires_grad_()
-    scores = reward.score(images, PROMPTS, grad=True)
+    scores = reward.score(images, prompts, grad=True)
     if not scores.requires_grad:
         raise RewardError(
             f"{reward.name}: declares differentiable = True, but its scores have no gradient"

@@ -61,6 +61,11 @@ class WeightedReward:
             for key, (reward, weight) in self.rewards.items()
         }
 
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        """Those of ``names`` whose rewards compare the images of a prompt with each other."""
+        return tuple(key for key, (reward, _) in self.rewards.items() if reward.compares)
+
     def prepare(self) -> None:
         """Load every reward now; raises ``RewardError`` with the name of the one that fails."""
         for reward, _ in self.rewards.values():
@@ -89,6 +94,14 @@ class WeightedReward:
         raw = {key: self.score_one(key, images, prompts, grad=grad) for key in self.names}
         return self.combine(raw)
 
+    def score_alone(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Return the raw scores (B,) of the rewards that are not ``comparing``, by name.
+
+        They do not depend on which images are scored together. Raises ``RewardError``.
+        """
+        alone = [key for key in self.names if key not in self.comparing]
+        return {key: self.score_one(key, images, prompts) for key in alone}
+
     def score_one(
         self, key: str, images: Tensor, prompts: list[str], *, grad: bool = False
     ) -> Tensor:
@@ -98,6 +111,7 @@ class WeightedReward:
             return reward.score(images, prompts, grad=grad)
 
     def combine(self, raw: dict[str, Tensor]) -> Scores:
-        """Return the weighted sum of raw scores, each (B,), keyed by ``names``."""
-        signed = [weight * raw[key] for key, weight in self.weights.items()]
-        return Scores(sum(signed[1:], signed[0]), raw)
+        """Return the weighted sum of raw scores, each (B,), of all ``names`` or some of them."""
+        in_order = {key: raw[key] for key in self.names if key in raw}
+        signed = [self.weights[key] * values for key, values in in_order.items()]
+        return Scores(sum(signed[1:], signed[0]), in_order)

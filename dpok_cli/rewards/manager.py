@@ -16,7 +16,7 @@ import pluggy
 
 from dpok_cli.errors import InputError, RewardError, suggest
 from dpok_cli.rewards import hookspecs
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel, defines
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.environment import Environment
 from dpok_cli.rewards.isolated import EnvironmentReward
@@ -209,3 +209,11 @@ def _check(reward: object) -> None:
             raise TypeError(f"{reward.__name__}.environment is not an Environment")
         if not isinstance(getattr(reward, "worker", None), Path):
             raise TypeError(f"{reward.__name__}.worker is not the Path of a file")
+    scoring = [method for method in ("score_batch", "score_group") if defines(reward, method)]
+    if not scoring:
+        raise TypeError(f"{reward.__name__} defines neither score_batch nor score_group")
+    if len(scoring) == 2 and not defines(reward, "compares"):
+        raise TypeError(
+            f"{reward.__name__} defines score_batch and score_group, but not compares, which says"
+            " which of them scores"
+        )

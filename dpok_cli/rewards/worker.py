@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from dpok_cli.rewards.base import RewardModel
-from dpok_cli.rewards.combined import Scores, WeightedReward
+from dpok_cli.rewards.combined import WeightedReward
 
 
 class RewardWorker:
     """Scores submitted batches and returns all scores in order.
 
-    A reward that computes on another device than the sampler (``beside``) scores in one thread, in
-    parallel with sampling; the others score in ``results``. The scores equal
-    ``WeightedReward.score`` on all images. Use it in a ``with`` block: leaving the block with an
-    error cancels pending scores.
+    Rewards that compare images need all of a prompt at once, so they are left out. A reward that
+    computes on another device than the sampler (``beside``) scores in one thread, in parallel with
+    sampling; the others score in ``results``. The scores equal ``WeightedReward.score_alone`` on
+    all images. Use it in a ``with`` block: leaving the block with an error cancels pending scores.
     """
 
     def __init__(self, reward: WeightedReward, device: str | torch.device):
         """``device`` is the device of the sampler."""
         self.reward = reward
-        parts = {key: part for key, (part, _) in reward.rewards.items()}
+        parts = {key: part for key, (part, _) in reward.rewards.items() if not part.compares}
         self.beside = {key: part for key, part in parts.items() if beside(part, device)}
         self.here = {key: part for key, part in parts.items() if key not in self.beside}
         self._pool = ThreadPoolExecutor(1, "rewards")
@@ -46,10 +46,11 @@ class RewardWorker:
             copies = images.detach().cpu()
             self._scores.append(self._pool.submit(self._score, copies, list(prompts)))
 
-    def results(self) -> Scores:
-        """Wait for the scores of all images since the last call; each (N,) on the images' device.
+    def results(self) -> dict[str, Tensor]:
+        """Wait for the raw scores of all images since the last call, by the reward's name.
 
-        Raises ``RewardError`` with the name of the reward that failed (see ``RewardModel.score``).
+        Each is (N,), on the images' device. Raises ``RewardError`` with the name of the reward that
+        failed (see ``RewardModel.score``).
         """
         try:
             images = torch.cat(self._images)
@@ -59,7 +60,7 @@ class RewardWorker:
                 raw[key] = torch.cat([batch[key] for batch in batches]).to(images.device)
         finally:
             self._give_up()
-        return self.reward.combine({key: raw[key] for key in self.reward.names})
+        return raw
 
     def close(self) -> None:
         """End the thread and cancel pending scores."""

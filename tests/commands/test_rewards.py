@@ -72,6 +72,7 @@ def test_show(dpok):
     for line in (
         "Measured with [brackets].",
         "Range: 0 to 2.5; lower is better.",
+        "Scores each image by itself.",
         "Weights: none needed",
         "Option kernel (str, required)",
         "Option size (int, default 3)",
@@ -89,6 +90,7 @@ FACTS = {
     "range": [0.0, 2.5],
     "higher_is_better": False,
     "differentiable": False,
+    "scores": "each image by itself",
     "weights": "none needed",
     "environment": None,
 }

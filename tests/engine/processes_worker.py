@@ -34,9 +34,21 @@ class Green(RewardModel):
         return green - (red + blue) / 2
 
 
+class Greener(Green):
+    """How much greener than the prompt's images of the round, of all processes, on average."""
+
+    name = "greener"
+    compares = True
+
+    def score_group(self, images, prompt):
+        green = self.score_batch(images, [prompt] * len(images))
+        return green - green.mean()
+
+
 def main(pipeline: str, output: str, changes: str) -> None:
     given = json.loads(changes)
     Green.fails_in = given.pop("fails_in", -1)
+    reward = Greener() if given.pop("compares", False) else Green()
     differ = given.pop("differ", False)
     breaks_in = given.pop("breaks_in", -1)
     signals = given.pop("signals", False)  # writes a file once it trains
@@ -65,7 +77,7 @@ def main(pipeline: str, output: str, changes: str) -> None:
     config = TrainRLConfig(**small | given)
     model = load(config)
     session = Session(config, model, None, lambda: False, print, config.rounds)
-    loop = RLLoop(config, WeightedReward([(Green(), 1.0)]), session)
+    loop = RLLoop(config, WeightedReward([(reward, 1.0)]), session)
     with torch.no_grad():  # so that both halves of the adapter have a gradient
         random = torch.Generator().manual_seed(0)
         for parameter in model.adapter.parameters():

@@ -34,7 +34,9 @@ FORMS = {
     "value function and accumulation": dict(
         advantage="value", gradient_accumulation=2, value_updates=2, value_batch_size=4
     ),
-    "kept buffer": dict(buffer_size=24, rounds=2, advantage="reward"),
+    "kept buffer, and a reward that compares": dict(
+        buffer_size=24, rounds=2, advantage="reward", compares=True
+    ),
     "batch size": dict(auto_batch_size=True, batch_size=2, gradient_accumulation=4),
 }
 #: A folder of FLUX.1 does not say which size it is of.

@@ -5,6 +5,7 @@ import torch
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.base import RewardModel
+from support.rewards import Brightest
 
 
 class Red(RewardModel):
@@ -181,3 +182,71 @@ def test_a_plugin_that_exits_is_an_error_in_its_name():
         returns(SystemExit(3)).score(plain(), ["a", "b", "c"])
     with pytest.raises(KeyboardInterrupt):  # the user's, not the plugin's
         returns(KeyboardInterrupt()).score(plain(), ["a", "b", "c"])
+
+
+# ------------------------------------------------------------------------------------------ groups
+
+
+def test_images_of_one_prompt_are_compared_whatever_stands_between_them():
+    reward = Brightest()
+    scores = reward.score(plain(6), ["a", "b", "a", "c", "a", "b"])
+    assert scores.tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    assert reward.groups == [("a", 3), ("b", 2), ("c", 1)]  # though batch_size is 2
+    assert reward.score(plain(2).flip(0), ["a", "a"]).tolist() == [1.0, 0.0]
+    assert reward.compares
+    assert not Red().compares
+
+
+def test_gradients_flow_within_groups():
+    class Contrast(RewardModel):
+        name = "contrast"
+        differentiable = True
+
+        def score_group(self, images, prompt):
+            light = images.mean((1, 2, 3))
+            return light - light.mean()
+
+    images = plain(3).clone().requires_grad_()
+    scores = Contrast().score(images, ["a", "b", "a"], grad=True)
+    assert scores.tolist() == pytest.approx([-0.1, 0.0, 0.1])
+    scores[0].backward()
+    # The score of the first is half its own light less half that of the third, of 60 pixels each.
+    assert images.grad[:, 0, 0, 0].tolist() == pytest.approx([0.5 / 60, 0.0, -0.5 / 60])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([0.0, float("nan")]), "grouped: returned nan for 'b'"),
+        (torch.zeros(3), "grouped: returned float32 (3,), not float (2,)"),
+        (torch.zeros(2, dtype=torch.int64), "grouped: returned int64 (2,), not float (2,)"),
+        ([0.0, 0.0], "grouped: returned list, not a tensor"),
+        (ValueError("too dark"), "grouped: ValueError: too dark"),
+    ],
+)
+def test_the_scores_of_each_group_are_checked(value, message):
+    class Grouped(RewardModel):
+        name = "grouped"
+
+        def score_group(self, images, prompt):
+            if prompt == "a":
+                return images.mean((1, 2, 3))
+            if isinstance(value, BaseException):
+                raise value
+            return value
+
+    with pytest.raises(RewardError) as caught:
+        Grouped().score(plain(3), ["a", "b", "b"])
+    assert str(caught.value) == message
+
+
+def test_what_a_group_changes_in_place_is_its_own_copy():
+    class Emptying(RewardModel):
+        name = "emptying"
+
+        def score_group(self, images, prompt):
+            return images.zero_().mean((1, 2, 3))
+
+    images = plain(2).contiguous()
+    assert Emptying().score(images, ["a", "a"]).tolist() == [0.0, 0.0]
+    assert torch.equal(images, plain(2))

@@ -4,6 +4,7 @@ import torch
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.check import check
+from support.rewards import Brightest
 
 
 class Red(RewardModel):
@@ -64,3 +65,12 @@ def test_a_load_error_is_reported(monkeypatch):
     monkeypatch.setattr(Red, "load", lambda self: [][0])
     with pytest.raises(RewardError, match=r"^red: could not be loaded: IndexError"):
         check(Red())
+
+
+def test_a_reward_that_compares_gets_images_of_one_prompt():
+    reward = Brightest()
+    result = check(reward)
+    # The noise is a little brighter than the gradient.
+    assert result.scores == (0.0, 1.0)
+    assert reward.groups == [("a cat", 2), ("a cat", 4)]
+    assert result.batch_size == 4

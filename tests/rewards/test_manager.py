@@ -178,7 +178,9 @@ def test_invalid_specs_are_input_errors(install, function, specs, message):
 
 
 def test_a_reward_that_cannot_be_made_is_named(install):
-    source = named("theirs").replace("    def score_batch", "    load = None\n    def __init__")
+    source = named("theirs").replace(
+        "    def score_", "    def __init__(self): ...\n    def score_"
+    )
     install("their-rewards", source)
     with pytest.raises(RewardError, match=r"^theirs: TypeError"):
         build(["theirs"])
@@ -225,3 +227,30 @@ def test_all_members_of_the_contract_are_documented():
 def test_the_version_is_the_packages():
     assert dpok_cli.__version__ == version("dpok")
     assert manager.OWN_PACKAGE == "dpok"
+
+
+def scoring(*methods):
+    return type("Odd", (RewardModel,), {"name": "odd", **{each: each for each in methods}})
+
+
+@pytest.mark.parametrize(
+    ("methods", "reason"),
+    [
+        ((), "TypeError: Odd defines neither score_batch nor score_group"),
+        (
+            ("score_batch", "score_group"),
+            "TypeError: Odd defines score_batch and score_group, but not compares, which says which"
+            " of them scores",
+        ),
+        (("score_batch",), None),
+        (("score_group",), None),
+        (("score_batch", "score_group", "compares"), None),
+    ],
+)
+def test_a_reward_scores_images_or_groups(monkeypatch, methods, reason):
+    try:
+        manager._check(scoring(*methods))
+        found = None
+    except TypeError as error:
+        found = f"TypeError: {error}"
+    assert found == reason

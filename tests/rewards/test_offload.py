@@ -63,13 +63,13 @@ def test_a_reward_rests_after_loading_and_scoring(scored_by):
     assert reward.one.seen == ["cpu"]
     reward.device = "cpu"
     if scored_by == "sum":
-        scores = weighted.score(IMAGES, ["a"] * 3)
+        scores = weighted.score(IMAGES, ["a"] * 3).raw
     else:
         worker = RewardWorker(weighted, "cpu")
         worker.submit(IMAGES, ["a"] * 3)
         scores = worker.results()
         worker.close()
-    assert scores.total.tolist() == [0.5] * 3
+    assert scores[reward.name].tolist() == [0.5] * 3
     for network in networks(reward):
         assert [each for each in network.seen if each != "scores"] == ["cpu"] * 3
     assert reward.one.seen == ["cpu", "cpu", "scores", "cpu"]

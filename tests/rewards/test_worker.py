@@ -10,6 +10,7 @@ from dpok_cli.rewards.worker import RewardWorker, beside
 from dpok_plugins.http import Http
 from dpok_plugins.jpeg import JpegCompressibility, JpegIncompressibility
 from dpok_plugins.judge import Judge
+from support.rewards import Brightest
 
 
 class Recording(RewardModel):
@@ -55,12 +56,14 @@ def test_scores_are_those_of_all_images_together_in_order():
         second = worker.results()
     images = torch.cat([images for images, _ in given])
     expected = reward.score(images, [prompt for _, prompts in given for prompt in prompts])
-    assert list(scores.raw) == ["recording", "remote", "jpeg-incompressibility"]
+    assert set(scores) == {"recording", "remote", "jpeg-incompressibility"}
     for key, raw in expected.raw.items():
-        assert torch.equal(scores.raw[key], raw)
-    assert torch.equal(scores.total, expected.total)
+        assert torch.equal(scores[key], raw)
+    total = reward.combine(scores)
+    assert list(total.raw) == list(expected.raw) == list(reward.names)
+    assert torch.equal(total.total, expected.total)
     assert expected.total.unique().numel() == 8
-    assert torch.equal(second.total, reward.score(*again[0]).total)
+    assert torch.equal(reward.combine(second).total, reward.score(*again[0]).total)
 
 
 def test_only_rewards_beside_the_device_leave_the_main_thread():
@@ -88,9 +91,9 @@ def test_submitting_does_not_wait_for_the_scores():
         for images, prompts in given:
             worker.submit(images, prompts)  # would never return if it waited
         go_on.set()
-        total = worker.results().total
-    expected = [-images.mean().item() - number for number, (images, _) in enumerate(given)]
-    assert total.tolist() == pytest.approx(expected)
+        scores = worker.results()["remote"]
+    expected = [images.mean().item() + number for number, (images, _) in enumerate(given)]
+    assert scores.tolist() == pytest.approx(expected)
 
 
 def test_which_rewards_can_run_beside_which_device():
@@ -171,3 +174,18 @@ def test_a_retrying_remote_reward_is_cancelled_at_once():
         (score,) = worker._scores
     with pytest.raises(RewardError, match="^http: .* did not answer"):
         score.result(60)
+
+
+def test_rewards_that_compare_are_left_to_who_has_all_images():
+    class There(Brightest):
+        name = "there"
+        needs_device = False
+
+    parts = [(Brightest(), 1.0), (Recording(), 1.0), (There(), 1.0)]
+    with RewardWorker(WeightedReward(parts), "cpu") as worker:
+        for images, prompts in batches(1, 2):
+            worker.submit(images, prompts)
+        assert list(worker.results()) == ["recording"]
+    with RewardWorker(WeightedReward(parts[:1]), "cpu") as worker:
+        worker.submit(*batches(2)[0])
+        assert worker.results() == {}

@@ -19,3 +19,20 @@ class Brightness(RewardModel):
 
     def score_batch(self, images, prompts):
         return images.mean((1, 2, 3))
+
+
+class Brightest(RewardModel):
+    """The share of a prompt's other images that are darker; 1/2 for an image alone."""
+
+    name = "brightest"
+    batch_size = 2  # groups are larger
+
+    def load(self):
+        self.groups = []
+
+    def score_group(self, images, prompt):
+        self.groups.append((prompt, len(images)))
+        light = images.mean((1, 2, 3))
+        if len(light) == 1:
+            return light * 0 + 0.5
+        return (light[:, None] > light).float().sum(1) / (len(light) - 1)

@@ -8,15 +8,17 @@ from itertools import groupby, islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dpok_cli.config import TrainingConfig
 from dpok_cli.engine.bases.model import DiffusionModel
 from dpok_cli.engine.evaluation.diversity import Pile, diversity, pixel_distance
 from dpok_cli.engine.evaluation.plan import Place
+from dpok_cli.engine.evaluation.together import together
 from dpok_cli.engine.runs.folder import RunFolder
 from dpok_cli.engine.sampling.sampler import Sample, Sampler
 from dpok_cli.engine.sampling.seeds import FRESH_SEEDS
-from dpok_cli.rewards.combined import Scores, WeightedReward
+from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import ImageEmbedding, image_embedding
 
 #: Wraps the iterator over the images, given their number and what they are.
@@ -35,7 +37,8 @@ def compare(
 
     Returns "prompts", those that are drawn; "samples", the images of each; "seeds", of which a
     prompt has the first; and as "before" and "after" the means over the images: "reward" (the
-    weighted sum), each reward in it, each of ``held_out``, and "pixel_distance" of images of one
+    weighted sum), each reward in it (one that compares has those before and after in one group of
+    each prompt), each of ``held_out``, and "pixel_distance" of images of one
     prompt, if one has several; with a CLIP on this machine then also "diversity", and its spec as
     "diversity_by". With a ``run`` folder this is its summary.json. Nothing is drawn for 0 samples.
     """
@@ -54,14 +57,18 @@ def compare(
             summary["diversity_by"] = embedding.spec
         rewards = [reward, held_out] if held_out else [reward]
 
-        def measure(when: str) -> dict[str, float]:
+        def measure(when: str, kept: Pile) -> dict[str, float]:
             drawn = Sampler(model, config.for_evaluation()).draw(config.prompts, places)
             shown = progress(drawn, len(places), f"Drawing {when} training")
-            return _measure(iter(shown), places, model.device, rewards, embedding, config)
+            return _measure(iter(shown), places, model.device, rewards, embedding, config, kept)
 
-        summary["after"] = measure("after")
-        with model.reference():
-            summary["before"] = measure("before")
+        with Pile() as before, Pile() as after:
+            summary["after"] = measure("after", after)
+            with model.reference():
+                summary["before"] = measure("before", before)
+            compared = _compare(reward, before, after, places, config.prompts, model.device)
+        for when, means in zip(("before", "after"), compared, strict=True):
+            summary[when] = _in_order(reward, summary[when] | means)
     if run:
         run.write_summary(summary)
     return summary
@@ -86,20 +93,24 @@ def _measure(
     rewards: Sequence[WeightedReward],
     embedding: ImageEmbedding | None,
     config: TrainingConfig,
+    kept: Pile,
 ) -> dict[str, float]:
     """Return the mean of each measure of the images that are ``drawn``, a batch at a time.
 
-    "reward" is the weighted sum of the first of ``rewards``.
+    If the first of ``rewards`` has some that compare, the images are ``kept`` for those.
     """
     size, samples = config.sample_batch_size, Counter(place.row for place in places)
-    scores: list[list[Scores]] = [[] for _ in rewards]
+    scores: dict[str, list[Tensor]] = {}
     spreads: dict[str, list[float]] = {}
     with Pile() as pile:
         for start in range(0, len(places), size):
             batch = list(islice(drawn, size))
             images, prompts = torch.stack([one.image for one in batch]), [it.prompt for it in batch]
-            for reward, parts in zip(rewards, scores, strict=True):
-                parts.append(reward.score(images.to(device), prompts))
+            for reward in rewards:
+                for name, values in reward.score_alone(images.to(device), prompts).items():
+                    scores.setdefault(name, []).append(values)
+            if rewards[0].comparing:
+                kept.add(images.cpu())
             rows = [place.row for place in places[start : start + size]]
             for row, own in groupby(range(len(rows)), rows.__getitem__):
                 if samples[row] < 2:
@@ -111,8 +122,33 @@ def _measure(
                         spread = diversity(pile, embedding.embed, size)
                         spreads.setdefault("diversity", []).append(spread)
                     pile.clear()
-    whole = [Scores.cat(parts) for parts in scores]
-    measures = {"reward": whole[0].total.mean().item()}
-    for each in whole:
-        measures |= {name: values.mean().item() for name, values in each.raw.items()}
+    measures = {name: torch.cat(parts).mean().item() for name, parts in scores.items()}
     return measures | {name: sum(values) / len(values) for name, values in spreads.items()}
+
+
+def _compare(
+    reward: WeightedReward,
+    before: Pile,
+    after: Pile,
+    places: Sequence[Place],
+    prompts: Sequence[str],
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Return, before and after, the mean score by each reward that compares them."""
+    found: dict[str, list[Tensor]] = {}
+    numbers = range(len(places)) if reward.comparing else ()
+    for row, own in groupby(numbers, lambda number: places[number].row):
+        first, *others = own
+        rows = slice(first, first + 1 + len(others))
+        images = [before[rows], after[rows]]
+        for name in reward.comparing:
+            scores = together(reward, name, images, prompts[row], device)
+            found.setdefault(name, []).append(scores)
+    means = {name: torch.cat(parts, 1).mean(1).tolist() for name, parts in found.items()}
+    return [{name: both[when] for name, both in means.items()} for when in (0, 1)]
+
+
+def _in_order(reward: WeightedReward, means: dict[str, float]) -> dict[str, float]:
+    """Return means with their weighted sum, "reward", and those in it first."""
+    raw = {name: torch.tensor(means[name]) for name in reward.names}
+    return {"reward": reward.combine(raw).total.item(), **{n: means[n] for n in raw}} | means

@@ -20,6 +20,7 @@ from dpok_cli.engine.distributed import all_gather_result, process_state, run_on
 from dpok_cli.engine.evaluation.contenders import BASE, Contender
 from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
+from dpok_cli.engine.evaluation.together import compare_drawn
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import NotFiniteError, StopRequested
 from dpok_cli.rewards.combined import WeightedReward
@@ -40,14 +41,16 @@ def draw(
 ) -> Iterator[Record]:
     """Draw, score and write every missing image; yields the record of each image.
 
-    All ranks yield the same. Raises InputError if a model cannot be loaded, RewardError if a reward
-    fails, NotFiniteError if images are not finite, StopRequested once ``stop()`` is true; an error
-    on one rank is raised on all of them. What was written until then stays.
+    Rewards that compare images score last, when all are there. All ranks yield the same. Raises
+    InputError if a model cannot be loaded, RewardError if a reward fails, NotFiniteError if images
+    are not finite, StopRequested once ``stop()`` is true; an error on one rank is raised on all of
+    them. What was written until then stays.
     """
     processes = process_state(evaluation.config.device)
     kept = run_on_main(folder.records, processes)
     for contender in evaluation.contenders:
         yield from _draw(evaluation, contender, reward, folder, kept, processes, stop)
+    run_on_main(lambda: compare_drawn(evaluation, reward, folder), processes)
 
 
 def _draw(
@@ -112,7 +115,7 @@ class _Model:
         """Draw a batch, round it to 8 bits and score it."""
         images, kl = self.draw(batch)
         images = eight_bits(images)
-        scores = reward.score(images, [self.texts[row] for row, _ in batch]).raw
+        scores = reward.score_alone(images, [self.texts[row] for row, _ in batch])
         records = [
             {
                 "model": self.contender.name,

@@ -97,6 +97,10 @@ class EvaluationFolder:
             file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary:
                 picture.save(temporary, "PNG")
+        self.write(records)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Add lines to scores.jsonl; the last line of an image holds."""
         with self.scores.open("a", encoding="utf-8") as lines:
             lines.write("".join(dumps(record) + "\n" for record in records))
 

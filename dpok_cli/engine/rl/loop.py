@@ -25,6 +25,7 @@ from dpok_cli.engine.distributed import (
 )
 from dpok_cli.engine.rl.advantage import MixedAdvantage, PromptAdvantage, RewardAdvantage
 from dpok_cli.engine.rl.buffer import Buffer
+from dpok_cli.engine.rl.comparison import compare_round
 from dpok_cli.engine.rl.objectives.base import Measured
 from dpok_cli.engine.rl.rollout import Trajectories, rollout
 from dpok_cli.engine.rl.settings import TrainRLConfig
@@ -90,7 +91,7 @@ class RLLoop:
             config, self.sampler, self.conditioning, self.advantage
         )
         self.buffer = Buffer(config.buffer_size)
-        self.worker = RewardWorker(reward, self.device)
+        self.reward, self.worker = reward, RewardWorker(reward, self.device)
         self.last = config.rounds
         self.samples = 0  # drawn so far, by all ranks
         self.evaluations = 0  # of the denoiser so far, by this rank
@@ -148,7 +149,7 @@ class RLLoop:
         one.
         """
         drawn: list[Trajectories] = []
-        mine, waited = None, 0.0
+        alone, waited = None, 0.0
         error: RewardError | StopRequested | None = None
         prompt = shard(draw.prompt, self.accelerator)
         seeds, start_seeds = (
@@ -163,19 +164,21 @@ class RLLoop:
                 drawn.append(part)
                 self.worker.submit(part.images, self._texts(part.prompt))
             started = time.perf_counter()
-            mine = self.worker.results()
+            alone = self.worker.results()
             waited = time.perf_counter() - started
         except (RewardError, StopRequested) as failed:
             error = failed
         for failed_somewhere in all_gather_object(error, self.accelerator):
             if failed_somewhere:
                 raise failed_somewhere
-        assert mine is not None
-        total, *raw = (
-            all_gather(values.to(self.device), self.accelerator)
-            for values in (mine.total, *mine.raw.values())
-        )
-        return Trajectories.cat(drawn), Scores(total, dict(zip(mine.raw, raw, strict=True))), waited
+        assert alone is not None
+        trajectories, started = Trajectories.cat(drawn), time.perf_counter()
+        texts = self._texts(draw.prompt)
+        raw = compare_round(self.reward, trajectories.images, texts, self.accelerator)
+        waited += time.perf_counter() - started
+        for name, values in alone.items():
+            raw[name] = all_gather(values.to(self.device), self.accelerator)
+        return trajectories, self.reward.combine(raw), waited
 
     def keep_examples(
         self, number: int, draw: Draw, trajectories: Trajectories, scores: Scores

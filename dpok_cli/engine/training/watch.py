@@ -15,6 +15,7 @@ from dpok_cli.engine.sampling.sampler import Sample
 from dpok_cli.engine.training.outputs import Metrics
 from dpok_cli.engine.training.session import Session
 from dpok_cli.rewards.combined import WeightedReward
+from dpok_cli.rewards.comparing import check_patience
 from dpok_cli.rewards.embedding import image_embedding
 
 #: Part of the reward gained so far that a grid has to add to be better.
@@ -31,9 +32,16 @@ def is_worth_it(reward: float, level: float, first: float) -> bool:
 
 
 class Watch:
-    """The measures of the sample grids so far, and the adapter of the one with the best reward."""
+    """The measures of the sample grids so far, and the adapter of the one with the best reward.
+
+    Rewards that compare images are left out: between those of one model they are the same on
+    average, whatever it has learned.
+    """
 
     def __init__(self, session: Session, reward: WeightedReward):
+        """Raises InputError for `patience` with nothing but rewards that compare."""
+        if session.config.patience:
+            check_patience(reward)
         self.session, self.reward = session, reward
         self.patience, self.size = session.config.patience, session.config.sample_batch_size
         self._embedding: Any = None
@@ -64,10 +72,12 @@ class Watch:
         self.first_diversity = self.first_diversity or kept
         if self.first_diversity:
             found["grid/diversity_kept"] = kept / self.first_diversity
-        if not number:  # the model before training, which is no result
-            self.first = found["grid/reward"]
+        if "grid/reward" not in found:  # all rewards compare images of one model
             return found
         reward = found["grid/reward"]
+        if not number:  # the model before training, which is no result
+            self.first = reward
+            return found
         if is_worth_it(reward, self.level, self.first):
             self.level, self.since = reward, 0
         else:
@@ -88,7 +98,8 @@ class Watch:
         for start in range(0, len(samples), self.size):
             batch = samples[start : start + self.size]
             images = torch.stack([one.image for one in batch]).to(device)
-            totals += self.reward.score(images, [one.prompt for one in batch]).total.tolist()
+            alone = self.reward.score_alone(images, [one.prompt for one in batch])
+            totals += self.reward.combine(alone).total.tolist() if alone else []
         if self._embedding is None:
             model = self.session.config.model
             self._embedding = image_embedding(model, device, self.reward, rest=True) or False
@@ -96,7 +107,7 @@ class Watch:
             images = torch.stack([one.image for one in of_prompt])
             if self._embedding and len(images) > 1:
                 spreads.append(diversity(images, self._embedding.embed, self.size))
-        found = {"grid/reward": mean(totals)}
+        found = {"grid/reward": mean(totals)} if totals else {}
         return found | ({"grid/diversity": mean(spreads)} if spreads else {})
 
     def state_dict(self) -> dict[str, Any]:

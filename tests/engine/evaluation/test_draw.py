@@ -154,7 +154,7 @@ def test_what_is_kept_is_not_drawn_again(make, green, monkeypatch):
     evaluation, folder = make()
     expected = list(draw(evaluation, green, folder))
     monkeypatch.setattr(engine, "load", None)  # would raise if it were called
-    assert list(draw(evaluation, None, folder)) == expected
+    assert list(draw(evaluation, WeightedReward([]), folder)) == expected
 
 
 def test_a_reward_that_fails_leaves_what_was_kept(make, green):

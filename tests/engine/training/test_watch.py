@@ -18,6 +18,7 @@ from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import ImageEmbedding
+from support.rewards import Brightest
 
 
 class Scripted(RewardModel):
@@ -204,3 +205,15 @@ def test_the_hint_comes_below_half_of_the_first_diversity():
     assert kept.advice(records[:1], None) is None
     assert "49% of its first diversity" in kept.advice(records, None)
     assert kept.advice([{}], None) is None
+
+
+def test_rewards_that_compare_say_nothing_of_a_grid(watch_of, make_config, model):
+    watch = watch_of(1.0, 3.0)
+    watch.reward = WeightedReward([(Brightest(), 1.0), *watch.reward.rewards.values()])
+    assert watch.see(0, samples(RED, GREEN))["grid/reward"] == 1.0
+    watch.reward = WeightedReward([(Brightest(), 1.0)])
+    assert watch.see(5, samples(RED, GREEN)).keys() == {"grid/diversity", "grid/diversity_kept"}
+    config = make_config(sample_every=1, sample_count=2, patience=2)
+    session = Session(config, model, None, lambda: False, print, 1)
+    with pytest.raises(InputError, match="^--patience: the reward 'brightest' compares images"):
+        Watch(session, watch.reward)

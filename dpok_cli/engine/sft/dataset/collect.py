@@ -20,6 +20,7 @@ from dpok_cli.engine.training.session import Session
 from dpok_cli.errors import InputError, StopRequested
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import Scores, WeightedReward
+from dpok_cli.rewards.comparing import PER_IMAGE, refuse_comparing
 from dpok_cli.rewards.spec import spec_of
 
 #: Seconds between writes while existing images are scored.
@@ -50,8 +51,9 @@ def collect(
 
     Images that are on disk are read; the others are drawn and scored batch by batch, and written at
     once. ``tell`` gets the number of images that are ready and that of all. Raises InputError for a
-    folder that another model, sampler or prompts made.
+    folder that another model, sampler or prompts made, and for a reward that compares images.
     """
+    refuse_comparing(reward, PER_IMAGE)
     given = Path(config.dataset) if config.dataset else None
     own_folder = given is not None and is_own(given)
     if session.run is None and (own_folder or given is None):
