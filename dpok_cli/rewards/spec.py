@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -14,6 +16,7 @@ from dpok_cli.inputs import at_home
 from dpok_cli.rewards.base import RewardModel
 
 GRAMMAR = "NAME[=WEIGHT][:KEY=VALUE,...]"
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _BOOLS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False,
     "no": False,
@@ -32,7 +35,7 @@ class RewardSpec:
 
     def __str__(self) -> str:
         weight = "" if self.weight == 1 else f"={self.weight!r}".removesuffix(".0")
-        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        options = ",".join(f"{key}={_quoted(value)}" for key, value in self.options.items())
         return self.name + weight + (f":{options}" if options else "")
 
 
@@ -40,7 +43,8 @@ def parse_spec(text: str) -> RewardSpec:
     """Parse ``NAME[=WEIGHT][:KEY=VALUE,...]``; raises ``InputError``.
 
     The first colon ends the name and weight, and the first "=" of a pair ends its key. Values may
-    therefore contain both (``http:url=http://host:80``), but no comma.
+    therefore contain both (``http:url=http://host:80``). A value with a comma is in double quotes,
+    within which a quote is doubled, as in CSV.
     """
 
     def error(what: str) -> InputError:
@@ -57,14 +61,39 @@ def parse_spec(text: str) -> RewardSpec:
     if not math.isfinite(weight) or weight == 0:
         raise error(f"the weight {number} must be finite and not zero")
     options: dict[str, str] = {}
-    for pair in tail.split(",") if colon else ():
+    for pair in _pairs(tail) if colon else ():
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not key or not equals:
             raise error(f"the option {pair!r} is not of the form KEY=VALUE")
         if key in options:
             raise error(f"the option {key!r} is given twice")
+        if value.startswith('"'):
+            if not _QUOTED.fullmatch(value):
+                raise error(f"the option {key!r} starts with a quote, which must end it")
+            value = value[1:-1].replace('""', '"')
         options[key] = value
     return RewardSpec(name, weight, options)
+
+
+def _pairs(tail: str) -> Iterator[str]:
+    """Yield the pairs between commas; those within a value in quotes belong to it."""
+    parts = iter(tail.split(","))
+    for pair in parts:
+        while not _is_whole(pair) and (more := next(parts, None)) is not None:
+            pair += f",{more}"
+        yield pair
+
+
+def _is_whole(pair: str) -> bool:
+    value = pair.partition("=")[2].strip()
+    return not value.startswith('"') or bool(_QUOTED.fullmatch(value))
+
+
+def _quoted(value: str) -> str:
+    """Return a value as it stands in a spec."""
+    if "," in value or value.startswith('"') or value != value.strip():
+        return '"' + value.replace('"', '""') + '"'
+    return value
 
 
 def located(text: str) -> str:

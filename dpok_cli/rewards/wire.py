@@ -32,14 +32,16 @@ class TooLarge(ValueError):
 
 def pack(images: Tensor, prompts: list[str]) -> bytes:
     """Encode RGB float images (B, 3, H, W) in [0, 1] and their B prompts."""
+    return dumps({"prompts": prompts, "images": [png(image) for image in images]}).encode()
+
+
+def png(image: Tensor) -> str:
+    """Encode an RGB float image (3, H, W) in [0, 1] as a PNG in base64."""
     from dpok_cli.rewards.images import to_pil
 
-    pictures = []
-    for image in images:
-        file = BytesIO()
-        to_pil(image).save(file, "PNG", compress_level=1)
-        pictures.append(base64.b64encode(file.getvalue()).decode("ascii"))
-    return dumps({"prompts": prompts, "images": pictures}).encode()
+    file = BytesIO()
+    to_pil(image).save(file, "PNG", compress_level=1)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def unpack(body: bytes, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[str]]:

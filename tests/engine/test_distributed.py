@@ -34,10 +34,10 @@ FORMS = {
     "value function and accumulation": dict(
         advantage="value", gradient_accumulation=2, value_updates=2, value_batch_size=4
     ),
-    "kept buffer, and a reward that compares": dict(
-        buffer_size=24, rounds=2, advantage="reward", compares=True
+    "kept buffer": dict(buffer_size=24, rounds=2, advantage="reward"),
+    "batch size, by a reward that compares": dict(
+        auto_batch_size=True, batch_size=2, gradient_accumulation=4, compares=True
     ),
-    "batch size": dict(auto_batch_size=True, batch_size=2, gradient_accumulation=4),
 }
 #: A folder of FLUX.1 does not say which size it is of.
 SMALL = dict(height=16, width=16, num_inference_steps=5)

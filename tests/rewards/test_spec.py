@@ -42,6 +42,11 @@ class Sharpness(RewardModel):
         ("http=3:url=http://h:80,n=1", "http", 3.0, {"url": "http://h:80", "n": "1"}),
         ("clip:model=C:\\w=1", "clip", 1.0, {"model": "C:\\w=1"}),
         ("clip:model=", "clip", 1.0, {"model": ""}),
+        ('vlm:question="a, b",n=1', "vlm", 1.0, {"question": "a, b", "n": "1"}),
+        ('vlm: question = "a ""b"", c=d" ', "vlm", 1.0, {"question": 'a "b", c=d'}),
+        ('vlm:question=is it "b"?', "vlm", 1.0, {"question": 'is it "b"?'}),
+        ('vlm:question=" ",n="",m="""a"', "vlm", 1.0, {"question": " ", "n": "", "m": '"a'}),
+        ('vlm:question="a\nb,"', "vlm", 1.0, {"question": "a\nb,"}),
         (" clip = 2 : model = tiny , n = 1 ", "clip", 2.0, {"model": "tiny", "n": "1"}),
     ],
 )
@@ -73,6 +78,8 @@ def test_str_is_short():
         ("clip:a=1,", "the option '' is not of the form KEY=VALUE"),
         ("clip:=1", "the option '=1' is not of the form KEY=VALUE"),
         ("clip:a=1,a=2", "the option 'a' is given twice"),
+        ('clip:a="b,c', "the option 'a' starts with a quote, which must end it"),
+        ('clip:a="b"c,d=e', "the option 'a' starts with a quote, which must end it"),
     ],
 )
 def test_parse_refuses_invalid_specs(text, message):
