@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from dpok_cli import hookimpl
 from dpok_cli.errors import RewardError
-from dpok_cli.rewards.remote import Answer, RemoteReward, check_requests
+from dpok_cli.rewards.remote import Answer, RemoteReward, as_body, check_requests
 from dpok_plugins.vlm_forms import FORMS, NO_LOGPROBS, Unanswerable, Unreadable
 
 if TYPE_CHECKING:
@@ -186,15 +186,13 @@ class Vlm(RemoteReward):
 
     def _request(self, pictures: Sequence[str], question: str, attempt: int) -> bytes:
         """Return a request that always gets the same answer; further attempts get others."""
-        from dpok_cli.strict_json import dumps
-
         urls = [{"url": f"data:image/png;base64,{picture}"} for picture in pictures]
         content = [{"type": "image_url", "image_url": url} for url in urls]
         message = {"role": "user", "content": [*content, {"type": "text", "text": question}]}
         # At temperature 0 an answer that cannot be read would come again.
         chance = {"temperature": 1 if attempt else 0, "seed": attempt}
         asked = {"model": self.options.model, "messages": [message], **chance, **self.form.fields}
-        return dumps(asked).encode()
+        return as_body(asked)
 
     def _choice(self, answer: Answer) -> dict[str, Any]:
         """Return the choice in an answer; raises RewardError, with advice, if there is none."""

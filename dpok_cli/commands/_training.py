@@ -100,7 +100,7 @@ class Job:
         from dpok_cli.engine.bases.source import check_source
         from dpok_cli.engine.lora.files import check_adapter
         from dpok_cli.engine.runs.folder import RunFolder
-        from dpok_cli.rewards.comparing import PER_IMAGE, check_patience, refuse_comparing
+        from dpok_cli.rewards.comparing import PER_IMAGE, refuse_comparing
         from dpok_cli.rewards.manager import build
 
         if not settings.prompts:
@@ -110,8 +110,6 @@ class Job:
         reward = build(settings.rewards, tiny=settings.model == TINY)
         if settings.command == "train-sft":
             refuse_comparing(reward, PER_IMAGE)
-        if settings.patience:
-            check_patience(reward)
         if run is None:
             RunFolder.check_free(settings)
         check_source(settings)
@@ -280,7 +278,9 @@ class Job:
 def kept_adapter(view: TrainingView, patience: int) -> str:
     """Say which adapter a training with ``patience`` has kept, if it is not the newest."""
     best = int(view.newest.get("grid/best", 0))
-    if not patience or not view.records or best == (last := int(view.records[-1][view.unit])):
+    if not (patience and best and view.records) or best == (
+        last := int(view.records[-1][view.unit])
+    ):
         return ""
     return (
         f"Ended after {view.unit} {last} of {view.total}. adapter/ is that of {view.unit} {best},"

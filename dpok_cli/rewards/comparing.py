@@ -17,13 +17,3 @@ def refuse_comparing(reward: WeightedReward, why: str) -> None:
             f"Reward {name!r} compares the images of a prompt with each other, and cannot be used"
             f" here: {why}."
         )
-
-
-def check_patience(reward: WeightedReward) -> None:
-    """Raise InputError if no reward can say whether sample grids have become better."""
-    if set(reward.comparing) == set(reward.names):
-        raise InputError(
-            f"--patience: the reward {reward.names[0]!r} compares images of one model with each"
-            " other, which does not show what it has learned. Add a reward that scores each image,"
-            " or leave --patience out."
-        )

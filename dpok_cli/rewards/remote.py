@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.base import RewardModel
+from dpok_cli.strict_json import dumps
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,11 @@ class Answer(NamedTuple):
         if isinstance(error, dict):
             error = error.get("message")
         return error if isinstance(error, str) else ""
+
+
+def as_body(content: Any) -> bytes:
+    """Return JSON that any server reads."""
+    return dumps(content).encode()
 
 
 def check_requests(url: str, in_flight: int, timeout: float, retry: float) -> None:

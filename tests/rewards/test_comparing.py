@@ -3,7 +3,7 @@ import torch
 
 from dpok_cli.errors import InputError
 from dpok_cli.rewards.combined import WeightedReward
-from dpok_cli.rewards.comparing import PER_REQUEST, check_patience, refuse_comparing
+from dpok_cli.rewards.comparing import PER_REQUEST, refuse_comparing
 from support.rewards import Brightest, Brightness, Redness
 
 ALL = WeightedReward([(Redness(), 2.0), (Brightest(), -3.0), (Brightest(), 1.0)])
@@ -30,14 +30,3 @@ def test_where_images_come_apart_they_cannot_be_compared():
         " here: the images of a prompt may arrive in several requests."
     )
     refuse_comparing(ALONE, PER_REQUEST)
-
-
-def test_patience_needs_a_reward_of_single_images():
-    with pytest.raises(InputError) as caught:
-        check_patience(COMPARING)
-    assert str(caught.value) == (
-        "--patience: the reward 'brightest' compares images of one model with each other, which"
-        " does not show what it has learned. Add a reward that scores each image, or leave"
-        " --patience out."
-    )
-    check_patience(ALL)

@@ -37,11 +37,12 @@ class Chat:
     """Answers a request with ``answer(number, request)``: a status, a text and headers.
 
     ``requests`` are those that came, each with its "path" and "key"; ``dropped`` numbers get no
-    answer, but the end of the connection.
+    answer, but the end of the connection. At the request ``dies_at`` it is gone.
     """
 
-    def __init__(self, answer, dropped=(), port=0):
+    def __init__(self, answer, dropped=(), dies_at=None, port=0):
         self.answer, self.dropped, self.requests = answer, dropped, []
+        self.dies_at = dies_at
         self.lock, chat = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -51,7 +52,9 @@ class Chat:
                 with chat.lock:
                     number = len(chat.requests)
                     chat.requests.append(request)
-                if number in chat.dropped:
+                if dies_at is not None and number >= dies_at:
+                    chat.stop()
+                if number in chat.dropped or (dies_at is not None and number >= dies_at):
                     self.close_connection = True
                     return
                 status, text, headers = (*chat.answer(number, request), {})[:3]

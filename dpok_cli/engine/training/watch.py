@@ -15,7 +15,6 @@ from dpok_cli.engine.sampling.sampler import Sample
 from dpok_cli.engine.training.outputs import Metrics
 from dpok_cli.engine.training.session import Session
 from dpok_cli.rewards.combined import WeightedReward
-from dpok_cli.rewards.comparing import check_patience
 from dpok_cli.rewards.embedding import image_embedding
 
 #: Part of the reward gained so far that a grid has to add to be better.
@@ -34,16 +33,18 @@ def is_worth_it(reward: float, level: float, first: float) -> bool:
 class Watch:
     """The measures of the sample grids so far, and the adapter of the one with the best reward.
 
-    Rewards that compare images are left out: between those of one model they are the same on
+    Rewards that compare images are left out: among those of one model a win rate is the same on
     average, whatever it has learned.
     """
 
     def __init__(self, session: Session, reward: WeightedReward):
-        """Raises InputError for `patience` with nothing but rewards that compare."""
-        if session.config.patience:
-            check_patience(reward)
         self.session, self.reward = session, reward
         self.patience, self.size = session.config.patience, session.config.sample_batch_size
+        if self.patience and session.config.sample_every and not self._alone:
+            session.warn(
+                "--patience has no effect: the reward compares images of one model with each other,"
+                " which does not show what it has learned."
+            )
         self._embedding: Any = None
         self.number = -1  # the newest grid's round or step
         self.first = math.inf  # the reward of the first grid, before training
@@ -52,6 +53,11 @@ class Watch:
         self.since = 0  # grids after that one
         self.first_diversity = 0.0  # of the first grid, before training
         self.weights: dict[str, Tensor] = {}  # of the best adapter, with patience alone
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a reward scores each image by itself."""
+        return set(self.reward.comparing) < set(self.reward.names)
 
     @property
     def is_over(self) -> bool:
@@ -95,11 +101,11 @@ class Watch:
         device = self.session.model.device
         totals: list[float] = []
         spreads: list[float] = []
-        for start in range(0, len(samples), self.size):
+        for start in range(0, len(samples) if self._alone else 0, self.size):
             batch = samples[start : start + self.size]
             images = torch.stack([one.image for one in batch]).to(device)
             alone = self.reward.score_alone(images, [one.prompt for one in batch])
-            totals += self.reward.combine(alone).total.tolist() if alone else []
+            totals += self.reward.combine(alone).total.tolist()
         if self._embedding is None:
             model = self.session.config.model
             self._embedding = image_embedding(model, device, self.reward, rest=True) or False

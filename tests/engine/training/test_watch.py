@@ -18,7 +18,7 @@ from dpok_cli.errors import InputError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.embedding import ImageEmbedding
-from support.rewards import Brightest
+from support.rewards import Brightest, Brightness
 
 
 class Scripted(RewardModel):
@@ -213,7 +213,15 @@ def test_rewards_that_compare_say_nothing_of_a_grid(watch_of, make_config, model
     assert watch.see(0, samples(RED, GREEN))["grid/reward"] == 1.0
     watch.reward = WeightedReward([(Brightest(), 1.0)])
     assert watch.see(5, samples(RED, GREEN)).keys() == {"grid/diversity", "grid/diversity_kept"}
-    config = make_config(sample_every=1, sample_count=2, patience=2)
-    session = Session(config, model, None, lambda: False, print, 1)
-    with pytest.raises(InputError, match="^--patience: the reward 'brightest' compares images"):
-        Watch(session, watch.reward)
+    said: list[str] = []
+    for reward in ([(Brightest(), 1.0)], [(Brightest(), 1.0), (Brightness(), 1.0)]):
+        config = make_config(sample_every=1, sample_count=2, patience=1)
+        session = Session(config, model, None, lambda: False, said.append, 1)
+        watch = Watch(session, WeightedReward(reward))
+        for number in (0, 1, 2):
+            watch.see(number, samples(RED, GREEN))
+        assert watch.is_over == (len(reward) == 2)
+    assert said == [
+        "--patience has no effect: the reward compares images of one model with each other, which"
+        " does not show what it has learned."
+    ]
