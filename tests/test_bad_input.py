@@ -9,6 +9,7 @@ PROMPT = ("--prompt", "a green rabbit")
 TRAIN = ("train-rl", *PROMPT)
 SFT = ("train-sft", *PROMPT)
 SAMPLE = ("sample", *PROMPT)
+COMPARES = "vlm:url=http://127.0.0.1:9/v1,model=m,form=compare"
 EVALUATE = ("evaluate", "--adapter", "lora", *PROMPT)
 
 CASES = {
@@ -60,6 +61,10 @@ CASES = {
     "reward option without a value": ((*SFT, "--reward", "judge:model"), "not of the form"),
     "weight of evaluate": ((*EVALUATE, "--reward", "judge=0"), "finite and not zero"),
     "unicode reward": ((*TRAIN, "--reward", "juge-🐇"), "Unknown reward 'juge-🐇'"),
+    "vlm without a model": ((*TRAIN, "--reward", "vlm:url=http://h"), "needs the option 'model'"),
+    "quote of a reward's option": ((*TRAIN, "--reward", 'vlm:model="a'), "which must end it"),
+    "reward that compares, in train-sft": ((*SFT, "--reward", COMPARES), "cannot be used here"),
+    "serve a reward that compares": (("serve-reward", COMPARES), "cannot be used here"),
     "no url": ((*TRAIN, "--reward", "http"), "needs the option 'url'"),
     "check an unknown reward": (("rewards", "check", "juge"), "Did you mean 'judge'?"),
     "check an unknown option": (("rewards", "check", "judge:modle=a"), "Did you mean 'model'?"),
