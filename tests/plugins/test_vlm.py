@@ -321,9 +321,21 @@ def test_the_key_is_sent_and_nowhere_else(monkeypatch):
         f"vlm: {chat.url} answered 401: Incorrect API key provided: ***; the key is that of the"
         " variable MY_KEY"
     )
+    assert caught.value.__cause__.__suppress_context__  # nor in a traceback
     monkeypatch.setenv("MY_KEY", "sk\u00e9cret\nsecret")
     with pytest.raises(RewardError, match=r"^vlm: the variable MY_KEY holds no key$"):
         reward.score(greys(7), ["a"])
+
+
+def test_a_word_in_place_of_a_key_changes_no_answer(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "o")
+    with chatting(lambda number, request: (200, says("no", logs(no=0.75, yes=0.25)))) as chat:
+        assert vlm(chat).score(greys(7), ["a"]).tolist() == [0.25]
+    with (
+        chatting(lambda number, request: (404, '{"error": "no model"}')) as chat,
+        pytest.raises(RewardError, match="answered 404: no model; url= usually ends in /v1"),
+    ):
+        vlm(chat, cache=None).score(greys(7), ["a"])
 
 
 @pytest.mark.parametrize(
