@@ -180,7 +180,7 @@ class TrainingConfig(SamplingConfig):
     tracker: Tracker = setting(
         "tensorboard",
         "Run",
-        "Experiment tracker, such as tensorboard or wandb; '' is none.",
+        "Tracker of metrics, sample grids and settings, such as tensorboard or wandb; '' is none.",
         metavar="NAME",
         may_change=True,
     )

@@ -33,6 +33,7 @@ class RunFolder:
         self.initial_adapter = path / "initial_adapter"  # a copy of init_adapter
         self.samples = path / "samples"
         self.plots = path / "plots"
+        self.tracker = path / "tracker.json"  # the run's name and id at its tracker
         #: Folders that were made for this one.
         self._around: list[Path] = []
 

@@ -22,8 +22,8 @@ class Outputs:
         """``unit`` is "round" or "step", what the sample grids are numbered by."""
         self.config, self.model, self.unit = session.config, session.model, unit
         self.run = session.run if session.is_main else None
-        name = self.config.tracker if session.run else ""
-        self.tracker = Tracker(name, session.accelerator, session.warn)
+        tracker = self.config.tracker
+        self.tracker = Tracker(tracker, self.run, session.accelerator, session.warn)
         self.sampler = session.sampler_of(self.config.for_evaluation())
 
     def resume(self, number: int) -> None:
@@ -34,7 +34,7 @@ class Outputs:
         if self.run:
             self.run.write_config(self.config)
             self.run.cut(number)
-        self.tracker.start()
+        self.tracker.start(number, self.config)
 
     def log(self, number: int, metrics: Metrics) -> None:
         """Add a line to metrics.jsonl, and send it to the tracker."""
@@ -45,8 +45,11 @@ class Outputs:
     def amend(self, number: int, metrics: Metrics) -> bool:
         """Add metrics to the record of round or step ``number``, which was logged without them.
 
-        Returns False if it has none, as steps between records.
+        Returns False if it has none, as steps between records. Those of the model before training,
+        ``number`` 0, are for the tracker only.
         """
+        if not number:
+            self.tracker.log(number, metrics)
         if not self.run or not metrics or not number:
             return True
         history = self.run.history()
@@ -60,7 +63,8 @@ class Outputs:
     def draw_grid(self, number: int, again: bool = True) -> list[Sample]:
         """Draw the sample grid, from the same seeds each time; not ``again`` if it is there.
 
-        Returns its samples, on rank 0. There are none if a stop comes first.
+        It is written, and sent to the tracker. Returns its samples, on rank 0. There are none if a
+        stop comes first.
         """
         count = self.config.sample_count
         if not self.run or not self.config.sample_every or not count:
@@ -75,9 +79,11 @@ class Outputs:
         except StopRequested:
             return []
         columns = each if len(prompts) > 1 else max(1, round(each**0.5))
+        picture = grid([one.image for one in samples], columns)
         self.run.samples.mkdir(exist_ok=True)
         with replacing(file) as temporary:
-            grid([one.image for one in samples], columns).save(temporary, format="png")
+            picture.save(temporary, format="png")
+        self.tracker.log_grid(number, picture)
         return samples
 
     def save_adapter(self, samples: int, best: dict[str, Tensor] | None = None) -> None:

@@ -45,7 +45,8 @@ class Session:
             config.precision,
             model.base.has_unused_layers,
             log_with=config.tracker if run and config.tracker else None,
-            project_dir=run.path if run else None,
+            # Trackers that write files have a folder of their own in the run folder.
+            project_dir=run.path / config.tracker if run and config.tracker else None,
         )
         model.adapter.start(config, run)
         network = model.base.network
