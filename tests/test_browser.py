@@ -225,7 +225,24 @@ def test_the_report_needs_nothing_else(browser, plant):
     assert browser.value("document.querySelector('h1').innerText") == "Evaluation of tuned"
     images = "[...document.images]"
     assert browser.value(f"{images}.length") == 3 + 2 * 2 * 8
-    assert browser.value(f"{images}.every((image) => image.complete && image.naturalWidth > 0)")
+    browser.value(f"{images}.forEach((image) => {{ image.loading = 'eager'; }})")  # lazy till seen
+    whole = f"{images}.every((image) => image.complete && image.naturalWidth > 0)"
+    assert wait_for(lambda: browser.value(whole))
     width = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     assert browser.value(width)
+    assert browser.troubles() == []
+
+
+def test_the_contents_of_the_report_lead_to_a_prompt(browser, plant):
+    prompts = tuple(Prompt(f"{number} cats", "seen") for number in range(1, 41))
+    evaluation, folder = plant(score, prompts=prompts, samples=2)
+    results = summarise(evaluation, build(evaluation.rewards), folder)
+    folder.report.write_text(render_report(results, evaluation, folder, []))
+    browser.open(folder.report)
+    top = "document.querySelector('#prompt-30').getBoundingClientRect().top"
+    height = browser.value("innerHeight")
+    assert browser.value(top) > height
+    browser.value("document.querySelector('.contents').open = true")
+    browser.value("document.querySelector('a[href=\"#prompt-30\"]').click()")
+    assert wait_for(lambda: 0 < browser.value(top) < height)
     assert browser.troubles() == []

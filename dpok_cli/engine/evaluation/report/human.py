@@ -14,7 +14,8 @@ import numpy as np
 from dpok_cli.engine.evaluation.contenders import BASE
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
-from dpok_cli.engine.evaluation.report.html import picture, template
+from dpok_cli.engine.evaluation.report.html import template
+from dpok_cli.engine.evaluation.report.pictures import picture
 from dpok_cli.engine.runs.files import write_text
 from dpok_cli.errors import InputError
 from dpok_cli.strict_json import dumps
