@@ -42,14 +42,13 @@ def list_rewards(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         _say_json({"rewards": rewards, "failures": found.failures, "clashes": found.clashes})
         return
-    table = tables.PlainTable("reward", "package", "range", "weights", "description")
+    rows = []
     for facts in rewards:
         package = f"{facts['package']} {facts['version']}"
         limits = _range(found.rewards[facts["name"]].cls.range)
-        compares = " Compares images." if facts["scores"] == GROUPS else ""
-        summary = facts["summary"] + compares
-        table.add_row(facts["name"], package, limits, facts["weights"], summary)
-    console.show(table)
+        summary = facts["summary"] + (" Compares images." if facts["scores"] == GROUPS else "")
+        rows.append((facts["name"], package, limits, facts["weights"], summary))
+    console.show(tables.Listing(("reward", "package", "range", "weights", "description"), rows))
     for line in found.left_out():
         console.say(line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import time
@@ -149,9 +150,13 @@ def say(text: str, console: Console | None = None) -> None:
 
 
 def show(table: RenderableType) -> None:
-    """Print a table to stdout; it is folded to a terminal's width, and elsewhere not at all."""
-    console = out if is_terminal(out) else Console(file=out.file, width=UNFOLDED)
-    console.print(table)
+    """Print a table to stdout, folded to a terminal's width; elsewhere a row is a line."""
+    if is_terminal(out):
+        out.print(table)
+        return
+    text = io.StringIO()
+    Console(file=text, width=UNFOLDED).print(table)
+    say("\n".join(line.rstrip() for line in text.getvalue().splitlines()), out)
 
 
 def progress(items: Iterable[Item], total: int, what: str, quiet: bool = False) -> Iterable[Item]:

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from dpok_cli.display.console import UNFOLDED
+
+#: The columns of an evaluation after the names.
+NUMBERS = ("mean [95 %]", "change [95 %]", "wins")
 
 
 class PlainTable(Table):
@@ -35,6 +40,36 @@ def _plain(text: str) -> Text:
     return Text(" ".join(text.splitlines()))
 
 
+@dataclass
+class Listing:
+    """A table whose last column is sentences; a narrow terminal has them on lines of their own."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = PlainTable(*self.headers)
+        for row in self.rows:
+            table.add_row(*row)
+        if _fits(table, console, options):
+            yield table
+            return
+        *columns, _ = zip(self.headers, *self.rows, strict=True)
+        widths = [max(map(cell_len, column)) for column in columns]
+        for place, row in enumerate([self.headers, *self.rows]):
+            cells = zip(row[:-1], widths, strict=True)
+            line = "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in cells)
+            yield Text(line.rstrip(), style="" if place else "bold")
+            if place:
+                yield Padding(_plain(row[-1]), (0, 0, 0, 2))
+
+
+def _fits(table: Table, console: Console, options: ConsoleOptions) -> bool:
+    """Whether no row of a table has to be folded."""
+    unfolded = options.update_width(UNFOLDED)
+    return console.measure(table, options=unfolded).maximum <= options.max_width
+
+
 def before_after_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
     """Make the table of the same measures before and after training."""
     table = PlainTable("", numbers=("before", "after", "change"))
@@ -54,26 +89,43 @@ def plan_table(phases: Sequence[tuple[str, Mapping[str, int]]]) -> Table:
     return table
 
 
-def evaluation_table(results: dict[str, Any]) -> Group:
+def evaluation_table(results: dict[str, Any]) -> _Evaluation:
     """Make the tables of an evaluation (results.json): one for each group of prompts.
 
-    If a group has several categories or challenges, each of them has a table too.
+    If a group has several categories or challenges, each of them has a table too. Where no terminal
+    folds them they are one table, whose rows can each be read alone.
     """
     trained = {reward["name"]: reward["trained_by"] for reward in results["rewards"]}
     parts = []
     for group in dict.fromkeys(row["group"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["group"] == group]
         number = len({row["prompt"] for row in rows if row["scope"] == "prompt"})
-        title = f"{group} ({number} prompt{'s' if number > 1 else ''})"
-        parts += [(title, [row for row in rows if row["scope"] == "group"])]
+        count = f" ({number} prompt{'s' if number > 1 else ''})"
+        parts += [(group, count, [row for row in rows if row["scope"] == "group"])]
         for scope in ("category", "challenge"):
             named: dict[str, list[dict[str, Any]]] = {}
             for row in rows:
                 if row["scope"] == scope:
                     named.setdefault(row["category"], []).append(row)
             if len(named) > 1:
-                parts += [(f"{group}, {name}", own) for name, own in named.items()]
-    return Group(*(_Scores(title, rows, trained) for title, rows in parts))
+                parts += [(f"{group}, {name}", "", own) for name, own in named.items()]
+    return _Evaluation([_Scores(*part, trained) for part in parts])
+
+
+@dataclass
+class _Evaluation:
+    parts: Sequence[_Scores]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width < UNFOLDED:
+            yield from self.parts
+            return
+        table = PlainTable("prompts", "score", "model", numbers=NUMBERS)
+        for part in self.parts:
+            for measure, lines in part.lines().items():
+                for line in lines:
+                    table.add_row(part.prompts, measure, *line)
+        yield table
 
 
 @dataclass
@@ -83,32 +135,42 @@ class _Scores:
     Otherwise the names of runs, which are long, would be folded.
     """
 
-    title: str
+    prompts: str  # the group, and the category
+    count: str
     rows: Sequence[dict[str, Any]]
     trained: dict[str, Any]  # the models that were trained on a reward, by its name
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = self.table(narrow=False)
-        width = console.measure(wide, options=options.update_width(UNFOLDED)).maximum
-        yield wide if width <= options.max_width else self.table(narrow=True)
+        yield wide if _fits(wide, console, options) else self.table(narrow=True)
 
     def table(self, narrow: bool) -> Table:
-        heads = (self.title,) if narrow else (self.title, "model")
-        table = PlainTable(*heads, numbers=("mean [95 %]", "change [95 %]", "wins"))
-        for measure in _shown(dict.fromkeys(row["measure"] for row in self.rows)):
-            own = [row for row in self.rows if row["measure"] == measure]
+        title = self.prompts + self.count
+        table = PlainTable(*((title,) if narrow else (title, "model")), numbers=NUMBERS)
+        for measure, lines in self.lines().items():
             if narrow:
                 table.add_row(measure)
-            for place, row in enumerate(own):
-                name = row["model"] + ("*" if row["model"] in self.trained.get(measure, ()) else "")
-                table.add_row(
-                    *([f"  {name}"] if narrow else ["" if place else measure, name]),
+            for place, (model, *numbers) in enumerate(lines):
+                names = [f"  {model}"] if narrow else ["" if place else measure, model]
+                table.add_row(*names, *numbers)
+        table.add_row()
+        return table
+
+    def lines(self) -> dict[str, list[tuple[str, ...]]]:
+        """Return, by measure, the model and the numbers of each row; * is trained on it."""
+        return {
+            measure: [
+                (
+                    row["model"] + ("*" if row["model"] in self.trained.get(measure, ()) else ""),
                     _with_ends(row, "mean", "low", "high", "") or "not finite",
                     _with_ends(row, "difference", "difference_low", "difference_high", "+"),
                     "" if row["win_rate"] is None else f"{row['win_rate']:.0%}",
                 )
-        table.add_row()
-        return table
+                for row in self.rows
+                if row["measure"] == measure
+            ]
+            for measure in _shown(dict.fromkeys(row["measure"] for row in self.rows))
+        }
 
 
 def votes_table(votes: dict[str, Any]) -> Table:

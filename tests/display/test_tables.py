@@ -4,13 +4,17 @@ import io
 
 from rich.console import Console
 
-from dpok_cli.display import tables
+from dpok_cli.display import console, tables
+
+
+def lines_of(renderable, width):
+    file = io.StringIO()
+    Console(file=file, width=width).print(renderable)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
 def text_of(renderable):
-    file = io.StringIO()
-    Console(file=file, width=100).print(renderable)
-    return [line.split() for line in file.getvalue().splitlines()]
+    return [line.split() for line in lines_of(renderable, width=100)]
 
 
 def row(**keys):
@@ -42,6 +46,64 @@ def test_the_table_of_an_evaluation():
         ["unseen", "(2", "prompts)", "model", "mean", "[95", "%]", "change", "[95", "%]", "wins"],
         ["judge", "base", "0.020", "[-0.010,", "0.040]"],
         [],
+    ]
+
+
+def test_a_row_is_whole_where_no_terminal_folds_it(monkeypatch):
+    """As in a pipe: grep and sort see the prompts, the score and the model on each line."""
+    both = dict(measure="judge", mean=0.25)
+    rows = [
+        row(group="seen", model="base", **both),
+        row(group="seen", model="mine", win_rate=0.5, **both),
+        row(group="seen", category="odd", scope="category", model="mine", **both),
+        row(group="seen", category="even", scope="category", model="mine", **both),
+        row(group="seen", scope="prompt", model="mine", prompt="a", **both),
+    ]
+    results = {"rewards": [{"name": "judge", "trained_by": ["mine"]}], "rows": rows}
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "out", Console(file=stream, width=40))
+    console.show(tables.evaluation_table(results))
+    assert stream.getvalue().splitlines() == [
+        "prompts     score  model  mean [95 %]  change [95 %]  wins",
+        "seen        judge  base         0.250",
+        "seen        judge  mine*        0.250                  50%",
+        "seen, odd   judge  mine*        0.250",
+        "seen, even  judge  mine*        0.250",
+    ]
+
+
+def test_an_evaluation_fits_a_terminal():
+    ends = {"low": -0.01, "high": 0.04, "difference": 0.5, "win_rate": 0.5}
+    ends |= {"difference_low": -0.25, "difference_high": 0.75}
+    name = "20260102-030405-train-rl"
+    rows = [row(group="seen", model=name, measure="image-reward", mean=0.25, **ends)]
+    results = {"rewards": [], "rows": rows}
+    wide, narrow = (lines_of(tables.evaluation_table(results), width) for width in (200, 80))
+    assert wide[1] == (
+        "image-reward     20260102-030405-train-rl  0.250 [-0.01, 0.04]"
+        "  +0.500 [-0.25, +0.75]   50%"
+    )
+    assert narrow[1:3] == [
+        "image-reward",
+        "  20260102-030405-train-rl  0.250 [-0.01, 0.04]  +0.500 [-0.25, +0.75]   50%",
+    ]
+
+
+def test_sentences_have_lines_of_their_own_on_a_narrow_terminal():
+    rows = [("judge", "here", "Says whether it is so."), ("猫", "not here", "Says [more].")]
+    listing = tables.Listing(("reward", "weights", "description"), rows)
+    assert lines_of(listing, 60) == [
+        "reward  weights   description",
+        "judge   here      Says whether it is so.",
+        "猫      not here  Says [more].",
+    ]
+    assert lines_of(listing, 20) == [
+        "reward  weights",
+        "judge   here",
+        "  Says whether it is",
+        "  so.",
+        "猫      not here",
+        "  Says [more].",
     ]
 
 

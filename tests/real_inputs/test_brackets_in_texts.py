@@ -54,16 +54,14 @@ def shown(table, monkeypatch, stream=None):
 
 
 def test_tables_show_names_as_they_are(monkeypatch):
-    (head, line, *_) = shown(tables.before_after_table({TEXT: 1.0}, {TEXT: 2.0}), monkeypatch)
+    _, line, *_ = shown(tables.before_after_table({TEXT: 1.0}, {TEXT: 2.0}), monkeypatch)
     assert line.startswith(f"{TEXT}  ")
     keys = "difference difference_low difference_high win_rate win_low win_high low high"
     row = dict.fromkeys(keys.split()) | {"scope": "group", "category": "", "prompt": ""}
     row |= {"group": TEXT, "measure": TEXT, "model": TEXT, "mean": 1.0}
     results = {"rewards": [{"name": TEXT, "trained_by": [TEXT]}], "rows": [row]}
-    head, line, *_ = shown(tables.evaluation_table(results), monkeypatch)
-    assert head.startswith(f"{TEXT} (0 prompt)  model")
-    assert line.startswith(TEXT)
-    assert f"{TEXT}*" in line
+    _, line, *_ = shown(tables.evaluation_table(results), monkeypatch)
+    assert line.startswith(f"{TEXT}  {TEXT}  {TEXT}*")
     votes = dict.fromkeys(("win_rate", "win_low", "win_high", "agreement", "kappa"))
     votes |= {"model": TEXT, "question": "quality", "group": TEXT, "sets": 0, "votes": 0}
     _, line = shown(tables.votes_table({"rows": [votes]}), monkeypatch)
