@@ -90,6 +90,14 @@ class Tracker:
                 return {"purge_step": number + 1 if number else 0}
             case "wandb":
                 return {"name": name, "dir": folder, "id": known["id"], "resume": "allow"}
+            case "swanlab":
+                again = {"id": known["id"], "resume": "allow"}
+                return {"name": name, "log_dir": f"{folder}/swanlab"} | again
+            case "dvclive":
+                place = f"{folder}/dvclive"
+                return {"dir": place, "dvcyaml": f"{place}/dvc.yaml", "resume": True}
+            case "trackio":  # it knows a run by its name, which another may have had
+                return {"name": name, "resume": "allow" if number else "never"}
             case "mlflow":
                 return {"run_name": name}
         return {}

@@ -225,7 +225,7 @@ def stand_in(monkeypatch):
         requires_logging_directory = False
         tracker = None
 
-        def __init__(self, project, **options):
+        def __init__(self, project=None, **options):
             runs.append({"project": project, **options, "log": [], "images": []})
 
         def store_init_configuration(self, values):
@@ -262,6 +262,30 @@ def test_wandb_has_the_name_the_settings_and_the_grids(run, track, stand_in, mon
     assert (again["project"], again["id"], again["name"]) == ("ours", sent["id"], "mine")
     assert again["log"] == [3]
     assert again["config"]["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "resumed"),
+    [
+        ("swanlab", {"name": "mine", "log_dir": "{run}/swanlab", "resume": "allow"}, {}),
+        ("dvclive", {"dir": "{run}/dvclive", "resume": True}, {}),
+        ("trackio", {"name": "mine", "resume": "never"}, {"resume": "allow"}),
+        ("mlflow", {"run_name": "mine"}, {}),
+    ],
+)
+def test_other_trackers_have_the_name_and_the_folder(
+    name, first, resumed, run, track, stand_in, monkeypatch
+):
+    monkeypatch.setattr(accelerate.tracking, "_available_trackers", [LoggerType(name)])
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, stand_in)
+    assert track(name, run)[1] == []
+    assert track(name, run, number=1)[1] == []
+    place = {
+        key: value.format(run=run.path) if isinstance(value, str) else value
+        for key, value in first.items()
+    }
+    for sent, wanted in zip(stand_in.runs, (place, place | resumed), strict=True):
+        assert {key: sent[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize("call", ["store_init_configuration", "log_images"])
