@@ -202,8 +202,9 @@ def _fetch(benchmark: Benchmark, name: str, target: Path) -> Path:
         part.write_bytes(data)
         os.replace(part, target)
     except (OSError, ValueError, InputError) as error:
+        why = str(getattr(error, "reason", error)).rstrip(".")
         raise DpokError(
-            f"Cannot fetch {address}: {error} Download it elsewhere, and put it into"
+            f"Cannot fetch {address}: {why}. Download it elsewhere, and put it into"
             f" {target.parent} as {name}."
         ) from error
     return target
@@ -213,8 +214,8 @@ def _absent(name: str, benchmark: Benchmark, folder: Path) -> str:
     files = " and ".join(filter(None, (", ".join(benchmark.files[:-1]), benchmark.files[-1])))
     if not benchmark.address:
         return (
-            f"There is no {files} in {folder}: the prompts were published in no file. Put them"
-            f" there, or give a file with --benchmark {name}=FILE."
+            f"There is no {files} in {folder}, and no public file of these prompts is known: put"
+            f" them there, or give a file with --benchmark {name}=FILE."
         )
     place = benchmark.address.removesuffix("{file}")
     return (

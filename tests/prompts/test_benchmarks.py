@@ -101,9 +101,7 @@ def test_what_is_not_there_is_said_with_its_source(own, tmp_path):
         " from https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/, or download it"
         " and give --benchmark geneval=PATH."
     )
-    with pytest.raises(
-        InputError, match=f"no paper-coco.txt in {own}/paper-coco: the prompts were"
-    ):
+    with pytest.raises(InputError, match=f"no paper-coco.txt in {own}/paper-coco, and no public"):
         BenchmarkFile.find("paper-coco", download=True)
     with pytest.raises(InputError, match=f"no PartiPrompts.tsv in {tmp_path}/none: add --download"):
         BenchmarkFile.find(f"partiprompts={tmp_path / 'none'}", download=True)

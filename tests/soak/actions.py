@@ -196,7 +196,7 @@ class Sample(Action):
         if run and chance.random() < 0.4:
             flags.append("--before")
         super().__init__("sample", *flags)
-        self.writes, self.once = [self.output], True
+        self.writes = [self.output]
 
     def prepare(self, model: Path) -> None:
         if self.prompts:
@@ -207,7 +207,8 @@ class Sample(Action):
         taken = is_filled(output)
         there = self.run is None or is_trained(world.path(self.run.where))
         no_text = any(map(is_no_text, self.prompts or ()))
-        self.codes = {2} if taken or not there or no_text else {0}
+        # A folder of the same settings is continued.
+        self.codes = {2} if not there or no_text else {0, 2} if taken else {0}
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         output = world.path(self.output)
