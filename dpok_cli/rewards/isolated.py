@@ -151,6 +151,8 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process at once, with those that it started."""
+        if self.process.poll() is not None:
+            return
         if hasattr(os, "killpg"):
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
