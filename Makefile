@@ -40,7 +40,7 @@ demo: install
 
 # Compares image-reward with the published package, in the environment of image-reward-package, which
 # needs Python 3.9 to 3.11. Not in CI.
-parity: export DPOK_ENVIRONMENTS := build/parity/environments
+parity: export DPOK_CACHE := build/parity
 parity: install
 	$(BIN)/dpok rewards install image-reward-package
 	$(BIN)/python examples/parity/image_reward.py build/parity/checkpoint

@@ -25,6 +25,9 @@ _ORIENTATION = 0x0112
 #: How far Pillow scales grey values of 2 and 4 bits, but not the one that is transparent.
 _SCALES = {"L;2": 85, "L;4": 17}
 
+#: The variable that names the folder of what dpok keeps for the user.
+CACHE = "DPOK_CACHE"
+
 AnyPath = TypeVar("AnyPath", str, Path)
 Result = TypeVar("Result")
 
@@ -32,6 +35,16 @@ Result = TypeVar("Result")
 def at_home(path: AnyPath) -> AnyPath:
     """Return a path with a leading ``~`` replaced by the home folder, as a shell does."""
     return type(path)(os.path.expanduser(path))
+
+
+def cache_folder() -> Path:
+    """Return the folder of what dpok keeps for the user between runs; it need not exist.
+
+    That is the environment's `DPOK_CACHE`, or dpok in the user's cache.
+    """
+    if given := os.environ.get(CACHE):
+        return at_home(Path(given)).absolute()
+    return at_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dpok"
 
 
 def is_unicode(text: str) -> bool:

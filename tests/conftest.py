@@ -248,13 +248,13 @@ def isolated_worker(tmp_path_factory):
 @pytest.fixture(scope="session")
 def built_environments(tmp_path_factory):
     """A folder with the environment of `support.isolated.Isolated`, for all who only use it."""
-    from dpok_cli.rewards.environment import FOLDER
+    from dpok_cli.inputs import CACHE
     from dpok_cli.rewards.install import install
     from support.isolated import Isolated
 
     folder = tmp_path_factory.mktemp("environments")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(folder))
+        patch.setenv(CACHE, str(folder))
         install(Isolated.name, Isolated.environment, Path(sys.executable))
     return folder
 
@@ -262,9 +262,9 @@ def built_environments(tmp_path_factory):
 @pytest.fixture
 def environments(built_environments, isolated_worker, monkeypatch):
     """Have dpok find the environment of `support.isolated.Isolated`, and its worker."""
-    from dpok_cli.rewards.environment import FOLDER
+    from dpok_cli.inputs import CACHE
     from support.isolated import Isolated
 
-    monkeypatch.setenv(FOLDER, str(built_environments))
+    monkeypatch.setenv(CACHE, str(built_environments))
     monkeypatch.setattr(Isolated, "worker", isolated_worker)
     return built_environments

@@ -9,7 +9,15 @@ import pytest
 from PIL import Image, ImageCms
 
 from dpok_cli.errors import InputError
-from dpok_cli.inputs import as_shown, at_home, check_image, is_unicode, read_image, read_text
+from dpok_cli.inputs import (
+    as_shown,
+    at_home,
+    cache_folder,
+    check_image,
+    is_unicode,
+    read_image,
+    read_text,
+)
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -197,3 +205,16 @@ def test_home(monkeypatch):
     assert at_home(Path("~/x")) == Path("/home/someone/x")
     assert at_home("x/~") == "x/~"
     assert at_home("~no-such-user/x") == "~no-such-user/x"
+
+
+def test_the_folder_of_what_is_kept_between_runs(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DPOK_CACHE", raising=False)
+    assert cache_folder() == Path("/home/me/.cache/dpok")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
+    assert cache_folder() == Path("/fast/dpok")
+    monkeypatch.setenv("DPOK_CACHE", "~/mine")
+    assert cache_folder() == Path("/home/me/mine")
+    monkeypatch.setenv("DPOK_CACHE", "here")
+    assert cache_folder() == Path.cwd() / "here"

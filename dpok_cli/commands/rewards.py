@@ -141,7 +141,7 @@ def install(
     """Build the environment of a reward whose libraries cannot be installed beside dpok's."""
     from dpok_cli.engine.runs.files import make_folder
     from dpok_cli.engine.runs.lock import one_writer
-    from dpok_cli.rewards import environment as environments
+    from dpok_cli.inputs import CACHE
     from dpok_cli.rewards.install import LOG, interpreter
     from dpok_cli.rewards.install import install as build
     from dpok_cli.rewards.manager import registry
@@ -150,7 +150,7 @@ def install(
     if not issubclass(reward, EnvironmentReward):
         raise InputError(f"Reward {name!r} needs no environment of its own: use it as it is.")
     environment, folder = reward.environment, reward.environment.folder(name)
-    make_folder(folder.parent, f"folder in {environments.FOLDER}")
+    make_folder(folder.parent, f"folder in {CACHE}")
     with one_writer(folder.parent, folder.name):
         if not environment.is_here(name):
             found = interpreter(name, environment, python)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dpok_cli.errors import DpokError, InputError, suggest
-from dpok_cli.inputs import at_home, read_text
+from dpok_cli.inputs import at_home, cache_folder, read_text
 from dpok_cli.prompts.files import PromptFile
 from dpok_cli.prompts.formats import FORMS, PROMPT_COLUMNS, Entry, Found, by_content
 
@@ -83,8 +83,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 
 def own_folder() -> Path:
     """Return the folder of benchmarks on this machine, with a folder for each."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return at_home(Path(cache)) / "dpok" / "benchmarks"
+    return cache_folder() / "benchmarks"
 
 
 @dataclass

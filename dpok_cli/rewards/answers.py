@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dpok_cli.errors import RewardError
-from dpok_cli.inputs import at_home
 
-#: The folder of what dpok keeps for the user, if it is not ~/.cache/dpok.
-VARIABLE = "DPOK_CACHE"
 #: Seconds to wait for another process that writes.
 _WAIT = 60.0
-
-
-def cache_folder(option: str = "auto") -> Path:
-    """Return a folder that the user names, or with "auto" that of the user; it need not exist."""
-    if option != "auto":
-        return at_home(Path(option))
-    if given := os.environ.get(VARIABLE):
-        return at_home(Path(given))
-    return at_home(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "dpok"
 
 
 class Answers:

@@ -12,10 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dpok_cli.errors import InputError
-from dpok_cli.inputs import at_home
+from dpok_cli.inputs import cache_folder
 
-#: Overrides the folder that holds the environments.
-FOLDER = "DPOK_ENVIRONMENTS"
 #: Written last: an environment without it is not complete.
 MARKER = "environment.json"
 
@@ -40,7 +38,7 @@ class Environment:
         if self.shared or not self.python:
             needs += [python_version(), sys.prefix, self.shared_versions()]
         digest = sha256(json.dumps(needs).encode()).hexdigest()[:12]
-        return _home() / f"{reward}-{digest}"
+        return cache_folder() / "environments" / f"{reward}-{digest}"
 
     def shared_versions(self) -> dict[str, str]:
         """Return the versions of those ``shared`` packages that dpok's environment has."""
@@ -73,10 +71,3 @@ def python_in(folder: Path) -> Path:
 def python_version() -> str:
     """Return the version of dpok's own Python, as "3.11"."""
     return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _home() -> Path:
-    if folder := os.environ.get(FOLDER):
-        return Path(at_home(folder)).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or at_home("~/.cache")
-    return Path(cache) / "dpok" / "environments"

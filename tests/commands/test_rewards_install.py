@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpok_cli.rewards.environment import FOLDER
+from dpok_cli.inputs import CACHE
 from support.isolated import Isolated, is_alive, pids
 from support.waiting import wait_for
 
@@ -18,7 +18,7 @@ SPEC = "isolated:log=pids"
 def empty(install, tmp_path, monkeypatch):
     """No environment is installed, and the reward is a plugin's."""
     install(Isolated)
-    monkeypatch.setenv(FOLDER, str(tmp_path / "environments"))
+    monkeypatch.setenv(CACHE, str(tmp_path))
     return Isolated.environment.folder("isolated")
 
 

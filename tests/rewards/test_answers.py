@@ -4,25 +4,11 @@ import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from dpok_cli.errors import RewardError
-from dpok_cli.rewards.answers import Answers, cache_folder
-
-
-def test_where_they_are(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.delenv("DPOK_CACHE", raising=False)
-    assert cache_folder() == Path("/home/me/.cache/dpok")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/fast")
-    assert cache_folder() == Path("/fast/dpok")
-    monkeypatch.setenv("DPOK_CACHE", "~/mine")
-    assert cache_folder("auto") == Path("/home/me/mine")
-    assert cache_folder("~/there") == Path("/home/me/there")
-    assert cache_folder("here") == Path("here")
+from dpok_cli.rewards.answers import Answers
 
 
 def test_an_answer_is_what_was_put_last(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpok_cli.errors import InputError, RewardError
-from dpok_cli.rewards.environment import FOLDER, MARKER, Environment, python_in, python_version
+from dpok_cli.inputs import CACHE
+from dpok_cli.rewards.environment import MARKER, Environment, python_in, python_version
 from dpok_cli.rewards.install import install, interpreter
 
 HERE = Path(sys.executable)
@@ -18,7 +19,7 @@ HERE = Path(sys.executable)
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    monkeypatch.setenv(FOLDER, str(tmp_path / "environments"))
+    monkeypatch.setenv(CACHE, str(tmp_path))
     return tmp_path / "environments"
 
 
@@ -115,15 +116,6 @@ def test_other_needs_are_another_folder(home):
     assert {each.parent for each in folders} == {home}
     assert all(each.name.startswith("one-") for each in folders)
     assert Environment().folder("one") == Environment().folder("one")
-
-
-def test_without_a_folder_of_ones_own_it_is_in_the_cache(monkeypatch, tmp_path):
-    monkeypatch.delenv(FOLDER)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert Environment().folder("one").parent == tmp_path / "cache" / "dpok" / "environments"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Environment().folder("one").parent == tmp_path / ".cache" / "dpok" / "environments"
 
 
 def fake_python(folder: Path, name: str, number: str) -> Path:
