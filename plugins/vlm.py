@@ -13,14 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import combinations
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from dpok_cli import hookimpl
 from dpok_cli.errors import RewardError
-from dpok_cli.inputs import at_home, cache_folder
 from dpok_cli.rewards.remote import Answer, RemoteReward, as_body, check_requests
 from dpok_plugins.vlm_forms import FORMS, NO_LOGPROBS, Unanswerable, Unreadable
 
@@ -105,11 +103,10 @@ class Vlm(RemoteReward):
         return bool(self.options.form == "compare")
 
     def load(self) -> None:
-        from dpok_cli.rewards.answers import Answers
+        from dpok_cli.rewards.answers import Answers, folder_of
 
-        if (given := self.options.cache) is not None:
-            folder = cache_folder() if given == "auto" else at_home(Path(given))
-            self._answers = Answers(folder / "vlm.sqlite")
+        if self.options.cache is not None:
+            self._answers = Answers(folder_of(self.options.cache) / "vlm.sqlite")
 
     def score_batch(self, images: Tensor, prompts: list[str]) -> Tensor:
         import torch

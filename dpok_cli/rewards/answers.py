@@ -8,9 +8,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dpok_cli.errors import RewardError
+from dpok_cli.inputs import at_home, cache_folder
 
 #: Seconds to wait for another process that writes.
 _WAIT = 60.0
+
+
+def folder_of(option: str) -> Path:
+    """Return the folder that the user names, or with "auto" dpok's own; it need not exist."""
+    return cache_folder() if option == "auto" else at_home(Path(option))
 
 
 class Answers:
