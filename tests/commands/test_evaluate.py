@@ -62,8 +62,10 @@ def test_the_newest_run_on_unseen_prompts(dpok, tmp_path, make_run):
     (folder,) = run.glob("evaluation-*")
     assert result.err.splitlines()[3] == f"Evaluation folder: {folder}"
     assert result.out.splitlines()[-1] == f"Report: {folder / 'report.html'}"
-    assert "seen (1 prompt)" in result.out
-    assert "unseen (3 prompts)" in result.out
+    head, *lines = [line.split()[:3] for line in result.out.splitlines()]
+    assert head == ["prompts", "score", "model"]
+    assert lines[:2] == [["seen", REWARDS[0], "base"], ["seen", REWARDS[0], "red*"]]
+    assert ["unseen", REWARDS[1], "red"] in lines
     results = results_in(folder)
     assert [(each["text"], each["group"], each["category"]) for each in results["prompts"]] == [
         ("a red cat", "seen", "colour"),
