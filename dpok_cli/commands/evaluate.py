@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from dpok_cli.engine.evaluation.plan import Evaluation
     from dpok_cli.engine.evaluation.results import Results
 
+#: The most unseen prompts that are printed.
+SHOWN = 20
+
 Runs = Annotated[
     list[str] | None,
     typer.Option(
@@ -241,9 +244,11 @@ def _announce(evaluation: "Evaluation", folder: "EvaluationFolder") -> None:
     """Print the unseen prompts, what was left out, and the folder."""
     from dpok_cli.rewards.manager import registry
 
-    for prompt in evaluation.prompts:
-        if prompt.group == "unseen":
-            console.say(f"Unseen: {prompt.text}")
+    unseen = [prompt.text for prompt in evaluation.prompts if prompt.group == "unseen"]
+    for text in unseen[:SHOWN]:
+        console.say(f"Unseen: {text}")
+    if len(unseen) > SHOWN:
+        console.say(f"Unseen: {len(unseen) - SHOWN} more")
     for line in (*registry().left_out(), *evaluation.remarks):
         console.say(line)
     console.say(f"Evaluation folder: {folder.path}")
