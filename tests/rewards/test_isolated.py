@@ -103,11 +103,13 @@ def test_the_worker_ends_with_the_reward(reward, log):
 
 
 SCORES = """
+import signal
 import sys
 import torch
 from pathlib import Path
 from support.isolated import Isolated
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 Isolated.worker = Path(sys.argv[1])
 reward = Isolated(Isolated.Options(sys.argv[2]))
 reward.score(torch.zeros(1, 3, 4, 4), [sys.argv[3]])

@@ -45,6 +45,10 @@ def settings(request, family_folder):
     return make
 
 
+#: A dry run takes seconds: what no family has a part in is tried with one of each kind.
+UNET_AND_TRANSFORMER = pytest.mark.parametrize("settings", ["sd15", "flux"], indirect=True)
+
+
 def phases(plan):
     return {phase.name: phase.parts for phase in plan.phases}
 
@@ -105,6 +109,7 @@ def buffers(network):
     return sum(each.numel() * each.element_size() for each in network.buffers())
 
 
+@UNET_AND_TRANSFORMER
 def test_what_each_setting_changes(settings, gpu):
     parts = phases(plan_memory(settings(), gpu))
 
@@ -132,6 +137,7 @@ def test_supervised_updates_have_no_second_row_for_guidance(settings, gpu):
         assert sft < 0.7 * rl
 
 
+@UNET_AND_TRANSFORMER
 def test_the_rewards_files_are_counted_or_named(settings, gpu):
     plan = plan_memory(settings(rewards=("image-reward:model=tiny",)), gpu)
     assert plan.unknown == ()
@@ -158,6 +164,7 @@ def test_what_helps_is_said_and_does_help(monkeypatch):
     assert ("--batch-size" in said) == (not plan_memory(helped, GPU).fits)
 
 
+@UNET_AND_TRANSFORMER
 def test_a_model_that_fits_nowhere_is_refused_with_its_largest_part(settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1, 600_000_001))
     config = settings(offload=True, precision="bf16")
