@@ -2,13 +2,13 @@
 
     python benchmarks/overhead.py [--case NAME] [--rounds 5] [--set KEY=VALUE] [--json FILE]
 
-The floor is the bare network on as many rows as a round needs, in the batches that are fastest
-here: without adapter and gradients for the rollout and the reference, forward and backward with the
-adapter for the policy. It is taken before and after each round, in the same process, so that drift
-of the machine cancels. The network's own time in a round is that of its calls, and of the backward
-passes from its output on. Times are processor seconds of one thread; a round's are without its
-reward, which has a column of its own. Prints a Markdown table of medians over the rounds after the
-first.
+The floor is the bare network on as many rows as the first round put through it, in the batches that
+are fastest here: without adapter and gradients for those without gradients (the rollout, the
+reference), forward and backward with the adapter for the others. It is taken before and after each
+round, in the same process, so that drift of the machine cancels. The network's own time in a round
+is that of its calls, and of the backward passes from its output on. Times are processor seconds of
+one thread; a round's are without its reward, which has a column of its own. Prints a Markdown table
+of medians over the rounds after the first.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from statistics import median
@@ -112,7 +112,7 @@ def measure(settings: dict[str, Any], rounds: int, folder: Path) -> list[dict[st
         for _ in train_rl(config, model, build(config.rewards), run):
             taken.append(clock.stop())
             if not floors:
-                floor = Floor(model, config)
+                floor = Floor(model, clock.rows)
             floors.append(floor.seconds())
             if len(taken) > rounds:
                 break
@@ -126,6 +126,9 @@ class Clock:
 
     def __init__(self, network: torch.nn.Module):
         self.network, self.spent = network, Counter()
+        #: Rows of the network's calls in the first round, by whether they have gradients.
+        self.rows: Counter[bool] = Counter()
+        self._begun, self._in_backward, self._counts = 0.0, False, True
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -156,6 +159,7 @@ class Clock:
 
     def stop(self) -> dict[str, float]:
         """Return what was spent since the start; round and rollout are without the reward."""
+        self._counts = False
         self.spent["round"] += time.thread_time() - self.spent["reward"]
         self.spent["rollout"] -= self.spent["reward"]
         return dict(self.spent)
@@ -177,31 +181,32 @@ class Clock:
         def call(*given: Any) -> None:
             backward(*given)
             self.spent["network"] += time.thread_time() - self._begun
+            self._in_backward = False
 
         return call
 
     def _begin(self, *_: object) -> None:
         self._begun = time.thread_time()
 
+    def _backward_begins(self, *_: object) -> None:
+        if not self._in_backward:  # of several outputs, the first that has its gradient
+            self._begin()
+            self._in_backward = True
+
     def _forward_done(self, network: object, given: object, output: Any) -> None:
         self.spent["network"] += time.thread_time() - self._begun
+        if self._counts:
+            self.rows[output.sample.requires_grad] += len(output.sample)
         if output.sample.requires_grad:
-            output.sample.register_hook(self._begin)
+            output.sample.register_hook(self._backward_begins)
 
 
 class Floor:
-    """The calls of the bare network that a round needs, in the batches that are fastest here."""
+    """The bare network on the rows of a round, in the batches that are fastest here."""
 
-    def __init__(self, model: DiffusionModel, config: TrainRLConfig):
-        self.model, self.network = model, model.base.network
-        update = config.batch_size * config.gradient_accumulation
-        trained = config.updates_per_round * min(update, config.transitions_per_round)
-        drawn = config.samples_per_round * config.num_inference_steps
-        #: Rows by whether they have gradients: rollout and reference have none.
-        self.rows = {
-            trains: model.base.rows(config.guidance_scale) * rows
-            for trains, rows in ((False, drawn + trained), (True, trained))
-        }
+    def __init__(self, model: DiffusionModel, rows: Mapping[bool, int]):
+        """``rows`` are their numbers, by whether they have gradients."""
+        self.model, self.network, self.rows = model, model.base.network, rows
         self.batch = {trains: self._fastest(trains) for trains in self.rows}
 
     def seconds(self) -> float:
