@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: docs install test test-fast lint browser demo parity clean chaos dist soak
+.PHONY: docs install test test-fast lint browser demo paper parity clean chaos dist soak
 
 install: .venv/.installed
 
@@ -37,6 +37,11 @@ demo: RUN := demo-$(shell date +%Y%m%d-%H%M%S)
 demo: install
 	$(BIN)/dpok train-rl --prompt "a green colored rabbit" --name $(RUN)
 	$(BIN)/dpok sample --run $(RUN) --before --output runs/$(RUN)/before-after
+
+# Repeats the paper's study on the tiny world, in some hours, and writes docs/paper.md; it is resumed
+# after an interruption. Not in CI.
+paper: install
+	$(BIN)/python examples/paper/run.py
 
 # Compares image-reward with the published package, in the environment of image-reward-package, which
 # needs Python 3.9 to 3.11. Not in CI.
