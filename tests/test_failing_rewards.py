@@ -9,6 +9,7 @@ import pytest
 from dpok_cli import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.serve import RewardServer
+from support.least import least_training
 
 
 class Redness(RewardModel):
@@ -30,22 +31,7 @@ class Redness(RewardModel):
 def train(dpok, pipeline_folder, install):
     """Train for three rounds with a reward."""
     install(Redness)
-    settings = {
-        "model": pipeline_folder,
-        "prompt": "a red cat",
-        "rounds": 3,
-        "samples-per-round": 2,
-        "num-inference-steps": 2,
-        "batch-size": 2,
-        "updates-per-round": 1,
-        "lora-rank": 2,
-        "evaluation-samples": 0,
-        "sample-every": 0,
-        "tracker": "",
-        "device": "cpu",
-        "name": "broken",
-    }
-    flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    flags = least_training(pipeline_folder, "a red cat", "broken")
     return lambda spec: dpok("train-rl", *flags, "--reward", spec)
 
 

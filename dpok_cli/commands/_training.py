@@ -101,15 +101,15 @@ class Job:
         from dpok_cli.engine.lora.files import check_adapter
         from dpok_cli.engine.runs.folder import RunFolder
         from dpok_cli.rewards.comparing import PER_IMAGE, refuse_comparing
-        from dpok_cli.rewards.manager import build
+        from dpok_cli.rewards.manager import build, check_specs
 
         if not settings.prompts:
             raise InputError(
                 'No prompt was given: say what to draw, as in --prompt "a green colored rabbit".'
             )
-        reward = build(settings.rewards, tiny=settings.model == TINY)
-        if settings.command == "train-sft":
-            refuse_comparing(reward, PER_IMAGE)
+        check_specs(settings.rewards, tiny=settings.model == TINY)
+        if settings.command == "train-sft":  # whether a reward compares may be one of its options
+            refuse_comparing(build(settings.rewards, tiny=settings.model == TINY), PER_IMAGE)
         if run is None:
             RunFolder.check_free(settings)
         check_source(settings)

@@ -22,14 +22,6 @@ class Scores:
     total: Tensor  # float32 (B,)
     raw: dict[str, Tensor]  # each float32 (B,), keyed by the reward's name
 
-    @staticmethod
-    def cat(parts: Sequence[Scores]) -> Scores:
-        """Concatenate the scores of batches in order."""
-        import torch
-
-        raw = {name: torch.cat([part.raw[name] for part in parts]) for name in parts[0].raw}
-        return Scores(torch.cat([part.total for part in parts]), raw)
-
 
 class WeightedReward:
     """The sum of ``weight * score``, where the score is negated if lower is better.

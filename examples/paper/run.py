@@ -140,7 +140,11 @@ class Study:
 
     def _at_once(self, do: Callable[[T], R], these: Sequence[T]) -> list[R]:
         with ThreadPoolExecutor(self.processes) as pool:
-            return list(pool.map(do, these))
+            try:
+                return list(pool.map(do, these))
+            except BaseException:  # what has not begun must not begin
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
 def arguments(command: str, **flags: Any) -> list[str]:

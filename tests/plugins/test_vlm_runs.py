@@ -10,6 +10,7 @@ from PIL import Image
 
 from dpok_plugins.vlm import Vlm
 from support.chat import Chat, chatting, says, seen
+from support.least import least_training
 
 PROMPT = "a red cat"
 
@@ -54,23 +55,9 @@ def test_training_ends_resumes_and_scores_as_a_direct_call(
         return scores
 
     monkeypatch.setattr(Vlm, "score", watched)
-    settings = {
-        "model": pipeline_folder,
-        "prompt": PROMPT,
-        "rounds": 3,
-        "samples-per-round": 4,
-        "sample-batch-size": 2,
-        "num-inference-steps": 2,
-        "batch-size": 2,
-        "updates-per-round": 1,
-        "lora-rank": 2,
-        "evaluation-samples": 0,
-        "sample-every": 0,
-        "tracker": "",
-        "device": "cpu",
-        "name": "judged",
-    }
-    flags = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    flags = least_training(
+        pipeline_folder, PROMPT, "judged", samples_per_round=4, sample_batch_size=2
+    )
     a_round = 12 if form == "compare" else 4
     chat = Chat(judge, dies_at=a_round + 2)
     options = f"url={chat.url},model=m,form={form},retry=0,in_flight=1"

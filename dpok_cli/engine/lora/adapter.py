@@ -150,6 +150,10 @@ class Adapter:
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.named_parameters())
 
+    def copy(self) -> dict[str, Tensor]:
+        """Return the weights as they are now, for `load_state_dict`."""
+        return {name: weights.detach().clone() for name, weights in self.state_dict().items()}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load weights; raises InputError for those of other layers or another rank."""
         own = dict(self.named_parameters())

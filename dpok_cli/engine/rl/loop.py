@@ -198,7 +198,7 @@ class RLLoop:
         If the objective finds that they went too far, they are shortened.
         """
         config, adapter = self.config, self.session.model.adapter
-        before = {name: weights.detach().clone() for name, weights in adapter.state_dict().items()}
+        before = adapter.copy() if self.objective.may_shorten else {}
         order = self.buffer.minibatches(config.batch_size, self.session.seed(number, "updates"))
         # A buffer with fewer examples than an update needs is used once.
         batches = min(config.gradient_accumulation, -(-len(self.buffer) // config.batch_size))

@@ -96,7 +96,7 @@ class Outputs:
         adapter = self.model.adapter
         if best:
             adapter.save(self.run.last_adapter)
-            newest = {name: each.clone() for name, each in adapter.state_dict().items()}
+            newest = adapter.copy()
             adapter.load_state_dict(best)
             adapter.save(self.run.adapter)
             adapter.load_state_dict(newest)

@@ -91,8 +91,7 @@ class Watch:
         if reward > self.best:
             self.best, self.best_number = reward, number
             if self.patience:
-                adapter = self.session.model.adapter
-                self.weights = {name: each.clone() for name, each in adapter.state_dict().items()}
+                self.weights = self.session.model.adapter.copy()
         return found | {"grid/best": self.best_number}
 
     def _measure(self, samples: Sequence[Sample]) -> Metrics:
@@ -131,7 +130,8 @@ class Watch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number = state["number"]
         self.first, self.best = state["first"], state["best"]
-        self.best_number, self.level = state["best_number"], state["level"]
+        self.best_number = state["best_number"]
+        self.level = state.get("level", self.best)  # they were one in older checkpoints
         self.since, self.first_diversity = state["since"], state["first_diversity"]
         device = self.session.model.device
         self.weights = {name: each.to(device) for name, each in state["weights"].items()}

@@ -146,6 +146,15 @@ def test_its_state_comes_back(watch_of):
     assert other.weights.keys() == one.weights.keys() != set()
 
 
+def test_a_state_from_before_there_was_a_level_counts_from_the_best(watch_of):
+    one, other = watch_of(2.0, patience=3), watch_of(patience=3)
+    one.see(1, samples(RED, GREEN))
+    older = one.state_dict()
+    del older["level"]
+    other.load_state_dict(older)
+    assert (other.level, other.best) == (2.0, 2.0)
+
+
 @pytest.fixture
 def trained(make_config, make_model, tmp_path):
     """Trains on given rewards of the grids; returns run, model and records."""

@@ -121,6 +121,8 @@ class Objective(ABC):
     Settings: ClassVar[type]
     #: What `metrics` returns, in the order of the view.
     measures: ClassVar[tuple[Measure, ...]]
+    #: Whether a round's updates may be shortened, for which the adapter before them is kept.
+    may_shorten = False
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -171,7 +173,8 @@ class Objective(ABC):
     def metrics(self, measured: Sequence[Measured], ranks: Ranks) -> dict[str, float]:
         """Return `measures` over all batches of a round's updates, on all ranks.
 
-        With "step_kept" among them the loop keeps that part of the round's updates.
+        With "step_kept" among them, as where `may_shorten`, the loop keeps that part of the round's
+        updates.
         """
 
     def state_dict(self) -> dict[str, Any]:

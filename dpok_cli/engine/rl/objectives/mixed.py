@@ -59,6 +59,7 @@ class Mixed(Objective):
 
     def __init__(self, *parts: Any):
         super().__init__(*parts)
+        self.may_shorten = self.config.change_limit > 0
         self.dpok, self.nft = DPOK(*parts), NFT(*parts)
 
     def choose(self, samples: int, random: Generator) -> Tensor:

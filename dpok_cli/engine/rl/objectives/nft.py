@@ -171,6 +171,7 @@ class NFT(KLObjective):
         import torch
 
         super().__init__(*parts)
+        self.may_shorten = self.config.change_limit > 0
         # Guided, the error has a part that is no error: guidance goes beyond the target on purpose.
         embedded, scale = self.sampler.model.base.embeds_guidance, self.config.guidance_scale
         self.guidance = scale if embedded else 1.0
