@@ -64,13 +64,41 @@ def test_advantages_are_mixed_where_rewards_have_a_unit(advantage):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            dict(objective="mixed"),
+            "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
+            " log-ratio.",
+        ),
+        (
+            dict(objective="nft"),
+            "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
+            " log-ratio.",
+        ),
+        (
+            dict(objective="dpok", mix="advantages"),
+            "--mix 'advantages': must be rewards with --kl-in reward, which takes the penalty off"
+            " their sum.",
+        ),
+    ],
+)
+def test_the_kl_in_the_reward_is_that_of_the_policy_gradient(given, message):
+    with pytest.raises(InputError) as caught:
+        TrainRLConfig(kl_in="reward", **given)
+    assert str(caught.value) == message
+    TrainRLConfig(kl_in="reward", objective="dpok")
+
+
 def test_the_objectives_settings_are_a_mixin_that_any_loop_can_take():
     @dataclass(frozen=True)
     class Other(DPOKSettings, RLConfig):
         pass
 
     assert {*settings_of(Other)} - {*settings_of(RLConfig)} == {
-        *("alpha", "beta", "kl_fraction", "kl_target", "kl", "ratio_clip", "clip_form")
+        *("alpha", "beta", "kl_fraction", "kl_target", "kl", "kl_in", "ratio_clip"),
+        "clip_form",
     }
     assert (Other().batch_size, Other().learning_rate, Other().lr_schedule) == (48, 5e-3, "cosine")
 

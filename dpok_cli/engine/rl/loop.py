@@ -9,6 +9,7 @@ latents rounded to half precision.
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,7 +159,13 @@ class RLLoop:
         whole = self.objective.needs == "trajectory"
         try:
             parts = rollout(
-                self.sampler, self.conditioning, prompt, seeds, start_seeds, whole=whole
+                self.sampler,
+                self.conditioning,
+                prompt,
+                seeds,
+                start_seeds,
+                whole=whole,
+                against_reference=self.objective.kl_in_reward > 0,
             )
             for part in parts:
                 drawn.append(part)
@@ -184,6 +191,9 @@ class RLLoop:
         self, number: int, draw: Draw, trajectories: Trajectories, scores: Scores
     ) -> None:
         """Take the round's advantages, and put its examples, of all ranks, into the buffer."""
+        if weight := self.objective.kl_in_reward:
+            penalty = weight * all_gather(trajectories.log_ratio, self.accelerator)
+            scores = replace(scores, total=scores.total - penalty)
         rewards = scores.total
         advantages = self.advantage.of_round(scores, self._texts(draw.prompt), draw.start_seeds)
         random = torch.Generator().manual_seed(self.session.seed(number, "timesteps"))

@@ -69,6 +69,9 @@ class Trajectories(Batch):
     latents: Tensor  # (M, K + 1, C, H, W): x_T, ..., x_0
     log_prob: Tensor  # (M, K); 0 where a step is deterministic
     images: Tensor  # (M, 3, H, W) in [0, 1]
+    #: (M,): log p(x_0, ..., x_T) - log p_reference(x_0, ..., x_T), of the steps with noise and
+    #: summed over the latent's elements; 0 if it was not asked for.
+    log_ratio: Tensor
 
 
 @dataclass(frozen=True)
@@ -117,26 +120,34 @@ def rollout(
     seeds: Sequence[int],
     start_seeds: Sequence[int] | None = None,
     whole: bool = True,
+    against_reference: bool = False,
 ) -> Iterator[Trajectories]:
     """Draw one trajectory per seed, yielding them batch by batch as they are drawn.
 
     ``prompt`` (M,) are rows of ``conditioning``; ``start_seeds`` are those of x_T, if not the
-    samples' own. Unless ``whole``, just x_0 of each trajectory is kept.
+    samples' own. Unless ``whole``, just x_0 of each trajectory is kept. Unless
+    ``against_reference``, there is no `log_ratio`.
     """
     stochastic = set(sampler.denoising.stochastic.tolist())
     for start in range(0, len(seeds), sampler.config.sample_batch_size):
         batch = slice(start, start + sampler.config.sample_batch_size)
         rows, starts = prompt[batch], start_seeds[batch] if start_seeds else None
-        path, log_probs = [], []
-        for index, step in enumerate(sampler.steps(conditioning[rows], seeds[batch], starts)):
+        texts, none = conditioning[rows].to(sampler.model.device), rows.new_zeros(len(rows)).float()
+        path, log_probs, log_ratio = [], [], none
+        for index, step in enumerate(sampler.steps(texts, seeds[batch], starts)):
+            noisy = index in stochastic and (whole or against_reference)
+            density = step.policy.log_prob(step.next_latents) if noisy else none
+            if noisy and against_reference:
+                reference = sampler.reference(step.latents, torch.full_like(rows, index), texts)
+                apart = density - reference.log_prob(step.next_latents)
+                log_ratio = log_ratio + apart * step.latents[0].numel()
             if whole:
-                density = step.policy.log_prob(step.next_latents) if index in stochastic else None
-                log_probs.append(rows.new_zeros(len(rows)).float() if density is None else density)
+                log_probs.append(density)
                 path.append(step.latents)
         path.append(step.next_latents)
         images = sampler.decode(step.next_latents)
         likely = torch.stack(log_probs, 1) if whole else images.new_zeros(len(rows), 0)
-        yield Trajectories(rows, torch.stack(path, 1), likely, images)
+        yield Trajectories(rows, torch.stack(path, 1), likely, images, log_ratio)
 
 
 def choose_steps(

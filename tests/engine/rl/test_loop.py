@@ -210,6 +210,24 @@ def test_the_kl_is_of_some_transitions(
     assert found.loss.item() == pytest.approx(beta * divergence, abs=1e-20)
 
 
+def test_the_kl_in_the_reward(rl_loop, make_model, make_config, constant, shake):
+    """The reward of an image that the policy draws more often than the reference is lowered."""
+    config = make_config(kl_in="reward", beta=0.25, advantage="reward", alpha=1e-30)
+    loop = rl_loop(config, make_model(**GENTLE), constant(2.0))
+    shake(loop.sampler.model, size=0.1)
+    drawn, scores, _ = loop.roll_out(draw := loop.draw(1))
+    assert drawn.log_ratio.abs().min() > 0.01
+    assert scores.total.tolist() == [2.0] * 4  # what is reported
+    loop.keep_examples(1, draw, drawn, scores)
+    seen = loop.buffer.examples
+    expected = (2 - 0.25 * drawn.log_ratio).repeat_interleave(len(seen) // 4)
+    torch.testing.assert_close(seen.reward, expected)
+    assert torch.equal(seen.advantage, seen.reward)
+    found = loop.objective.loss(seen)
+    assert found.measured["kl"] > 1e-6
+    assert found.loss.abs() < 1e-20  # and the loss has nothing of it
+
+
 # --------------------------------------------------------------------------------------- advantages
 
 

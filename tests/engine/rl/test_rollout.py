@@ -137,6 +137,36 @@ def test_an_objective_may_need_x_0_alone(model):
     assert torch.equal(drawn.images, whole.images)
 
 
+def test_the_log_ratio_to_the_reference_model_is_of_all_noisy_steps(make_model, shake):
+    model = make_model(**GENTLE)
+    model.adapter.add(4, 0, ["to_q", "to_v"], seed=0)
+    sampler, given = sampler_of(model, 5, 3.0, 2), ([0, 1, 0], [1, 2, 3])
+    embeds = model.encode(["a green rabbit", "two cats"], "blurred")
+
+    def drawn(**options):
+        parts = rollout(sampler, embeds, torch.tensor(given[0]), given[1], **options)
+        return Trajectories.cat(list(parts))
+
+    # An adapter that does nothing is the reference model.
+    torch.testing.assert_close(drawn(against_reference=True).log_ratio, torch.zeros(3))
+    shake(model, 0.1)
+    found, plain = drawn(against_reference=True), drawn()
+    assert plain.log_ratio.tolist() == [0.0, 0.0, 0.0]
+    assert torch.equal(found.latents, plain.latents)
+    assert torch.equal(found.log_prob, plain.log_prob)
+    expected = torch.zeros(3)
+    for step in sampler.denoising.stochastic.tolist():
+        latents, rows = found.latents[:, step], torch.full((3,), step)
+        reference = sampler.reference(latents, rows, embeds[found.prompt])
+        normal = torch.distributions.Normal(reference.mean, reference.std)
+        of_reference = normal.log_prob(found.latents[:, step + 1]).sum(dim=(1, 2, 3))
+        expected += found.log_prob[:, step] * latents[0].numel() - of_reference
+    assert expected.abs().min() > 0.1
+    torch.testing.assert_close(found.log_ratio, expected, rtol=1e-3, atol=1e-3)
+    alone = drawn(against_reference=True, whole=False)
+    torch.testing.assert_close(alone.log_ratio, found.log_ratio)
+
+
 def numbered(samples=3, steps=5):
     """Trajectories whose latents say where they stand: 100 * sample + step."""
     places = 100 * torch.arange(samples)[:, None] + torch.arange(steps + 1)
@@ -145,6 +175,7 @@ def numbered(samples=3, steps=5):
         latents=places.float().view(samples, steps + 1, 1, 1, 1),
         log_prob=-places[:, :steps].float(),
         images=torch.zeros(samples, 3, 2, 2),
+        log_ratio=torch.zeros(samples),
     )
 
 

@@ -123,6 +123,9 @@ class Objective(ABC):
     measures: ClassVar[tuple[Measure, ...]]
     #: Whether a round's updates may be shortened, for which the adapter before them is kept.
     may_shorten = False
+    #: Weight of the log-ratio to the reference model (`Trajectories.log_ratio`) that is taken off
+    #: the reward.
+    kl_in_reward = 0.0
 
     @classmethod
     def check(cls, config: Any) -> None:

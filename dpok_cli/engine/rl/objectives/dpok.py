@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dpok_cli.engine.sampling.step import Gaussian
 
 ClipForm = Literal["ppo", "clamp"]
+KLPlace = Literal["loss", "reward"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class DPOKSettings(KLSettings):
         "epsilon",
         "Objective",
         "KL penalty: on the predicted noise, as in the released code, or between the Gaussians.",
+    )
+    kl_in: KLPlace = setting(
+        "loss",
+        "Objective",
+        "Where the KL penalty is: in the loss, or in the reward, which then loses beta times the"
+        " trajectory's log-ratio to the reference model (a pass of it in each rollout step).",
     )
     ratio_clip: float = setting(
         1e-2, "Objective", "Clip range of the policy ratio, 1 ± this.", above(0)
@@ -164,6 +171,8 @@ class DPOK(KLObjective):
         choice = config.timestep_choice
         what = "noisiest with --noise-window, which leaves no noise elsewhere"
         must(choice == "noisiest" or not config.noise_window, "timestep_choice", choice, what)
+        what = "rewards with --kl-in reward, which takes the penalty off their sum"
+        must(config.mix == "rewards" or config.kl_in == "loss", "mix", config.mix, what)
 
     @classmethod
     def kind(cls) -> type[Transitions]:
@@ -179,6 +188,10 @@ class DPOK(KLObjective):
                 f" {self.config.num_inference_steps} leave no step with noise in it, so there is no"
                 " policy: raise them."
             )
+
+    @property
+    def kl_in_reward(self) -> float:
+        return self.kl_weight.beta if self.config.kl_in == "reward" else 0.0
 
     def choose(self, samples: int, random: Generator) -> Tensor:
         """Choose the denoising steps of each sample to train on, long (M, kept)."""
@@ -213,7 +226,7 @@ class DPOK(KLObjective):
             advantage,
             self._kl(batch, policy, texts) if with_kl else policy.output.new_zeros(1),
             alpha=config.alpha,
-            beta=self.kl_weight.beta,
+            beta=self.kl_weight.beta if config.kl_in == "loss" else 0.0,
             ratio_clip=config.ratio_clip,
             clip_form=config.clip_form,
         )
