@@ -123,9 +123,6 @@ class Objective(ABC):
     measures: ClassVar[tuple[Measure, ...]]
     #: Whether a round's updates may be shortened, for which the adapter before them is kept.
     may_shorten = False
-    #: Weight of the log-ratio to the reference model (`Trajectories.log_ratio`) that is taken off
-    #: the reward.
-    kl_in_reward = 0.0
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -150,6 +147,14 @@ class Objective(ABC):
         """
         self.config, self.sampler = config, sampler
         self.conditioning, self.advantage = conditioning, advantage
+
+    @property
+    def kl_in_reward(self) -> float:
+        """Weight of the log-ratio to the reference model that is taken off each image's reward.
+
+        With 0 a rollout has none (`Trajectories.log_ratio`).
+        """
+        return 0.0
 
     @abstractmethod
     def choose(self, samples: int, random: Generator) -> Tensor:
