@@ -1,53 +1,28 @@
 """The page of the study: each of the paper's claims, what came out here, and whether it agrees."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import sqrt
+from itertools import pairwise
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from figures import draw, show
-from study import Claim, Experiment, PromptSet, Training
+from figures import draw
+from study import Claim, Experiment, PromptSet, Row
 
 from dpok_cli.strict_json import dumps
 
 #: Student's t for an interval of 95 %, by the number of seeds.
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 MEASURES = ("image-reward", "aesthetic", "judge", "diversity")
+#: Of ImageReward: evaluations are counted, and diversity is compared, where a run reaches it.
+REACHED = 0.0
+BASE = "base"
 
-
-@dataclass(frozen=True)
-class Compared:
-    """An experiment's trainings on one prompt set, evaluated in a folder."""
-
-    prompts: PromptSet
-    trainings: Sequence[Training]
-    folder: Path
-    #: Denoiser evaluations by the name of a training.
-    evaluations: Mapping[str, int]
-    commands: Sequence[str]
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The evaluation's results.json."""
-        return json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
-
-    @cached_property
-    def _means(self) -> dict[tuple[str, str, str], float]:
-        return {
-            (row["model"], row["group"], row["measure"]): row["mean"]
-            for row in self.results["rows"]
-            if row["scope"] == "group"
-        }
-
-    def by_seed(self, arm: str, measure: str, group: str) -> list[float]:
-        """Return an arm's mean for each seed; the base has the same one for each."""
-        seeds = sorted({each.seed for each in self.trainings})
-        names = {each.seed: each.name for each in self.trainings if each.arm.name == arm}
-        return [self._means[names.get(seed, "base"), group, measure] for seed in seeds]
+Record = Mapping[str, Any]
+#: By the name of a row; None for one that is not done.
+Records = Mapping[str, Record | None]
 
 
 @dataclass(frozen=True)
@@ -66,109 +41,205 @@ class Spread:
         return T_95[count] * stdev(self.values) / sqrt(count) if count > 1 else None
 
     def __str__(self) -> str:
+        if not isfinite(self.mean):
+            return "-"
         return f"{self.mean:.2f}" + ("" if self.margin is None else f" ± {self.margin:.2f}")
 
+    @property
+    def verdict(self) -> str:
+        """Whether a difference agrees with the claim that it is above 0."""
+        if not isfinite(self.mean):
+            return "not reached"
+        if self.margin is None:
+            return "one seed"
+        if abs(self.mean) <= self.margin:
+            return "open"
+        return "agrees" if self.mean > 0 else "disagrees"
 
-def difference(claim: Claim, compared: Sequence[Compared]) -> Spread:
-    """Return how far one arm is above the other, for each seed the mean over the prompt sets."""
-    apart = [
-        [
-            above - below
-            for above, below in zip(
-                each.by_seed(claim.above, claim.measure, claim.group),
-                each.by_seed(claim.below, claim.measure, claim.group),
-                strict=True,
-            )
-        ]
-        for each in compared
-    ]
+
+# ------------------------------------------------------------------------------------- the measures
+
+
+def score(
+    record: Record, seed: str, measure: str, group: str = "seen", category: str = ""
+) -> float:
+    """Return a measure of the run with a seed, or of the base."""
+    if measure == "evaluations to the reward":
+        return evaluations_to_reward(record["runs"][seed]) / 1000
+    if measure == "diversity at equal reward":
+        before = score(record, BASE, "image-reward", "seen")
+        return diversity_at_reward(record["runs"][seed], before)
+    return record["scores"][group][category][measure][seed]
+
+
+def evaluations_to_reward(run: Mapping[str, Sequence[float]]) -> float:
+    """Return the evaluations until the mean reward of three rounds is `REACHED`.
+
+    Those of the whole run, if it never is.
+    """
+    rewards, evaluations = run["reward/mean"], run["denoiser_evaluations"]
+    for last in range(2, len(rewards)):
+        if mean(rewards[last - 2 : last + 1]) >= REACHED:
+            return evaluations[last]
+    return evaluations[-1]
+
+
+def diversity_at_reward(run: Mapping[str, Sequence[float]], before: float) -> float:
+    """Return the part of its diversity that the sample grid keeps where its reward is `REACHED`.
+
+    It is between the grids before and after; NaN if no grid reaches it. ``before`` is the reward
+    before training.
+    """
+    grids = zip(run.get("grid/reward", ()), run.get("grid/diversity_kept", ()), strict=True)
+    points = [(before, 1.0), *(each for each in grids if None not in each)]
+    for (low, more), (high, less) in pairwise(points):
+        if high >= REACHED:
+            return more + (REACHED - low) / (high - low) * (less - more)
+    return nan
+
+
+def difference(claim: Claim, experiment: Experiment, records: Records) -> Spread | None:
+    """Return how far one arm is above the other, for each seed the mean over the prompt sets.
+
+    None if a row is not done.
+    """
+    apart = []
+    for prompts in experiment.sets:
+        rows = {arm.name: Row(arm, prompts).name for arm in experiment.arms}
+        of_base = next(rows[name] for name in (claim.above, claim.below) if name != BASE)
+        above, below = (rows.get(name, of_base) for name in (claim.above, claim.below))
+        one, other = records[above], records[below]
+        if not (one and other):
+            return None
+        seeds = one["runs"] if claim.above != BASE else other["runs"]
+        apart.append(
+            [
+                value(one, claim, claim.above, seed) - value(other, claim, claim.below, seed)
+                for seed in seeds
+            ]
+        )
     return Spread([mean(of_seed) for of_seed in zip(*apart, strict=True)])
 
 
-def verdict(spread: Spread) -> str:
-    """Return whether a difference agrees with the claim that it is above 0."""
-    if spread.margin is None:
-        return "one seed"
-    if abs(spread.mean) <= spread.margin:
-        return "open"
-    return "agrees" if spread.mean > 0 else "disagrees"
+def value(record: Record, claim: Claim, arm: str, seed: str) -> float:
+    """Return the claim's measure of one arm."""
+    return score(record, BASE if arm == BASE else seed, claim.measure, claim.group, claim.category)
 
 
-def write_page(path: Path, found: Sequence[tuple[Experiment, Sequence[Compared]]]) -> None:
-    """Write the page, its plots and pictures, and its numbers as JSON, beside each other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    claims = [
-        (experiment, claim, difference(claim, compared))
-        for experiment, compared in found
+# ----------------------------------------------------------------------------------------- the page
+
+
+def write_page(path: Path, experiments: Sequence[Experiment], records: Records) -> None:
+    """Write the page, its plots, and the claims' numbers as JSON beside it."""
+    found = [
+        (experiment, claim, difference(claim, experiment, records))
+        for experiment in experiments
         for claim in experiment.claims
     ]
+    hours = sum(each["seconds"] for each in records.values() if each) / 3600
     lines = [
         "# The paper's study on the tiny world",
         "",
-        "Written by `make paper` (`examples/paper/run.py`). Each row is a claim of Fan et al. 2023"
+        "Written by `make paper` (`examples/paper/run.py`). A row is a claim of Fan et al. 2023"
         " ([arXiv 2305.16381](https://arxiv.org/abs/2305.16381)) or of this project, with the"
-        " difference of the two arms that it is about: the mean over the training seeds, with its"
-        " interval of 95 %. A claim agrees if the interval is above 0, disagrees if it is below,"
-        " and is open otherwise.",
+        " difference of the two arms that it is about: the mean over three training seeds, with"
+        " its interval of 95 %. A claim agrees if the interval is above 0, disagrees if it is"
+        " below, and is open otherwise. All commands together took"
+        f" {hours:.1f} hours of one thread.",
         "",
         "| claim | source | difference | |",
         "|---|---|---|---|",
         *(
-            f"| [{claim.text}](#{one.name}) | {claim.source} | {spread} | {verdict(spread)} |"
-            for one, claim, spread in claims
+            f"| [{claim.text}](#{one.name}) | {claim.source} | {spread or ''} |"
+            f" {spread.verdict if spread else 'not run'} |"
+            for one, claim, spread in found
         ),
     ]
-    for experiment, compared in found:
+    for experiment in experiments:
         lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
-        for each in compared:
-            lines += ["", *_section(path, experiment, each)]
+        if experiment.text:
+            lines += ["", experiment.text]
+        for prompts in experiment.sets:
+            lines += _section(path, experiment, prompts, records)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     numbers = [
         {"experiment": one.name, "claim": claim.text, "by_seed": list(spread.values)}
-        | {"verdict": verdict(spread)}
-        for one, claim, spread in claims
+        | {"verdict": spread.verdict}
+        for one, claim, spread in found
+        if spread
     ]
-    path.with_suffix(".json").write_text(dumps(numbers, indent=2), encoding="utf-8")
+    path.with_suffix(".json").write_text(dumps(numbers, indent=1), encoding="utf-8")
 
 
-def _evaluations(arm: str, compared: Compared) -> str:
-    taken = [compared.evaluations[each.name] for each in compared.trainings if each.arm.name == arm]
-    return f"{mean(taken):,.0f}".replace(",", " ") if taken else "0"
-
-
-def _section(path: Path, experiment: Experiment, compared: Compared) -> list[str]:
+def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Records) -> list[str]:
     """Return a table of all arms on one prompt set with its pictures and commands."""
-    groups = ("seen", "unseen")
-    heads = [f"{measure}, {group}" for group in groups for measure in MEASURES]
-    arms = ["base", *(arm.name for arm in experiment.arms)]
-    rows = []
-    for arm in arms:
-        cells = [
-            str(Spread(compared.by_seed(arm, measure, group)))
-            for group in groups
-            for measure in MEASURES
-        ]
-        rows.append(f"| {' | '.join([arm, _evaluations(arm, compared), *cells])} |")
-    name = f"{path.stem}/{experiment.name}-{compared.prompts.name}"
-    draw(compared, arms, path.parent / f"{name}.png")
-    show(compared, arms, path.parent / f"{name}-images.png")
+    found = {arm.name: records[Row(arm, prompts).name] for arm in experiment.arms}
+    done = {arm: record for arm, record in found.items() if record}
+    if not done:
+        return []
+    heads = [f"{measure}, {group}" for group in ("seen", "unseen") for measure in MEASURES]
+    place = f"{path.stem}/{experiment.name}-{prompts.name}.png"
+    draw(done, path.parent / place)
+    pictures = {
+        arm.name: f"{path.stem}/{Row(arm, prompts).name}.png"
+        for arm in experiment.arms
+        if arm.name in done
+    }
     return [
-        f"### {compared.prompts.title}",
         "",
-        f"![Reward against aesthetic score and diversity]({name}.png)",
-        f"![Images of the same seeds]({name}-images.png)",
+        f"### {prompts.title}",
+        "",
+        f"![Reward against aesthetic score and diversity]({place})",
         "",
         f"| arm | denoiser evaluations | {' | '.join(heads)} |",
         "|---" * (len(heads) + 2) + "|",
-        *rows,
+        _table_row(BASE, next(iter(done.values())), [BASE]),
+        *(_table_row(arm, record, list(record["runs"])) for arm, record in done.items()),
+        *(_by_category(prompts, done) if prompts.size > 1 else []),
         "",
-        *(f"- {each['text']}" for each in compared.results["warnings"]),
+        *(f"- {arm}: {text}" for arm, record in done.items() for text in record["warnings"]),
         "",
+        "<details><summary>Images of the same seeds, the base's above</summary>",
+        "",
+        *(f"{arm}:<br>![{arm}]({picture})<br>" for arm, picture in pictures.items()),
+        "",
+        "</details>",
         "<details><summary>Commands</summary>",
         "",
         "```console",
-        *(f"$ {command}" for command in compared.commands),
+        *(f"$ {command}" for record in done.values() for command in record["commands"]),
         "```",
         "",
         "</details>",
     ]
+
+
+def _table_row(arm: str, record: Record, seeds: Sequence[str]) -> str:
+    """Return a table's row of the base, or of an arm with its seeds."""
+    cells = [
+        str(Spread([score(record, seed, measure, group) for seed in seeds]))
+        for group in ("seen", "unseen")
+        for measure in MEASURES
+    ]
+    taken = [record["runs"][seed]["denoiser_evaluations"][-1] for seed in seeds if seed != BASE]
+    work = f"{mean(taken):,.0f}".replace(",", " ") if taken else "0"
+    return f"| {' | '.join([arm, work, *cells])} |"
+
+
+def _by_category(prompts: PromptSet, done: Mapping[str, Record]) -> list[str]:
+    """Return a table of ImageReward and the judge by category."""
+    groups = [(group, measure) for group in ("seen", "unseen") for measure in MEASURES[:3:2]]
+    lines = [
+        "",
+        f"| category | arm | {' | '.join(f'{measure}, {group}' for group, measure in groups)} |",
+        "|---" * (len(groups) + 2) + "|",
+    ]
+    for category in prompts.seen:
+        for arm, record in {BASE: next(iter(done.values())), **done}.items():
+            seeds = [BASE] if arm == BASE else list(record["runs"])
+            cells = [
+                str(Spread([score(record, seed, measure, group, category) for seed in seeds]))
+                for group, measure in groups
+            ]
+            lines.append(f"| {' | '.join([category, arm, *cells])} |")
+    return lines

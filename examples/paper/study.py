@@ -1,9 +1,11 @@
 """The study of Fan et al. 2023 (arXiv 2305.16381) on the tiny world: what is trained and claimed.
 
-An arm is a way to train, a prompt set what one adapter is trained on, and a training one arm on one
-set with one seed. An experiment compares arms and says what the paper found. `run.py` does it all.
+An arm is a way to train, a prompt set what one adapter is trained on, and a row of the study one
+arm on one set, with all seeds. An experiment compares rows and says what is claimed of them.
+`run.py` does it all.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations, product
@@ -20,18 +22,23 @@ class Scale:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     #: Rounds of 24 images for one prompt, and for several; SFT gets as many images.
-    rounds: int = 30
-    rounds_of_many: int = 60
+    rounds: int = 24
+    rounds_of_many: int = 40
     #: Rounds of 10 images with the paper's own settings.
-    rounds_of_paper: int = 75
+    rounds_of_paper: int = 62
     sft_steps: int = 200
     #: Images of a prompt in an evaluation, and where a set has many prompts.
     samples: int = 50
     samples_of_many: int = 4
+    #: Rounds between sample grids.
+    grids: int = 4
+    #: Flags for all online RL.
+    rl: Flags = field(default_factory=dict)
 
 
 FULL = Scale()
-QUICK = Scale((0,), 1, 1, 1, 2, 2, 1)
+#: Three rounds of the policy gradient, which rises soonest, though not for long.
+QUICK = Scale((0,), rounds=3, samples=8, grids=0, rl={"objective": "dpok", "beta": 0.01})
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,9 @@ class Arm:
 
 
 RL = Arm("RL", "train-rl", {"patience": 0})
+RL_LITTLE_KL = RL.but("RL, a tenth of the KL", beta=0.03, kl_target=0.0)
 RL_WITHOUT_KL = RL.but("RL, no KL", beta=0.0, kl_target=0.0)
+RL_WITH_VALUE = RL.but("RL, value function", advantage="value")
 SFT = Arm("SFT", "train-sft")
 SFT_KL = {
     (form, gamma): replace(
@@ -114,9 +123,15 @@ SFT_KL = {
     )
     for form, gamma in product(("kl-d", "kl-o"), (0.1, 1.0, 2.0, 5.0))
 }
-RL_WITH_VALUE = RL.but("RL, value function", advantage="value")
+SFT_THEN_RL = replace(RL.but("SFT, then RL"), starts_from="SFT")
+POLICY_GRADIENT = RL.but("policy gradient", objective="dpok", beta=0.01, kl_target=0.0)
+KL_IN_LOSS = POLICY_GRADIENT.but("policy gradient, KL in the loss", kl="gaussian")
+KL_IN_REWARD = KL_IN_LOSS.but("policy gradient, KL in the reward", kl_in="reward")
+PLAIN_REWARD = POLICY_GRADIENT.but("policy gradient, no baseline", advantage="reward")
+LEARNED_BASELINE = POLICY_GRADIENT.but("policy gradient, value function", advantage="value")
+FORWARD = RL.but("DiffusionNFT", objective="nft")
 PAPER = Arm(
-    "paper's settings",
+    "the paper's settings",
     "train-rl",
     {
         "preset": "sd15",
@@ -127,18 +142,14 @@ PAPER = Arm(
         "guidance_scale": 3.0,
     },
 )
-POLICY_GRADIENT = RL.but("policy gradient", objective="dpok")
-NO_BASELINE = RL.but("policy gradient, plain reward", objective="dpok", advantage="reward")
-LEARNED = RL.but("policy gradient, value function", objective="dpok", advantage="value")
-FORWARD = RL.but("DiffusionNFT", objective="nft")
-SFT_THEN_RL = replace(RL.but("SFT, then RL"), starts_from="SFT")
 
 
 @dataclass(frozen=True)
 class Claim:
     """One arm is above another in a measure, on seen or unseen prompts.
 
-    The difference is a mean over the experiment's prompt sets, for each seed.
+    An arm is "base" for the untrained model. The difference is a mean over the experiment's prompt
+    sets, for each seed; with a ``category``, of its prompts alone.
     """
 
     text: str
@@ -152,24 +163,38 @@ class Claim:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms compared on prompt sets; "base" among a claim's arms is the untrained model."""
+    """Arms compared on prompt sets."""
 
     name: str
     title: str
     sets: tuple[PromptSet, ...]
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
+    #: What the page says of it.
+    text: str = ""
+
+    @property
+    def rows(self) -> "list[Row]":
+        return [Row(arm, prompts) for prompts, arm in product(self.sets, self.arms)]
 
 
-def _better(text: str, source: str, above: str, below: str, *measures: str) -> tuple[Claim, ...]:
+def _on_both(text: str, source: str, above: Arm, below: str, *measures: str) -> tuple[Claim, ...]:
+    """Claim something of seen and of unseen prompts, in each of some measures."""
     return tuple(
-        Claim(f"{text} ({measure}, {group} prompts)", source, above, below, measure, group)
+        Claim(f"{text} ({measure}, {group} prompts)", source, above.name, below, measure, group)
         for group in ("seen", "unseen")
         for measure in measures
     )
 
 
-_ALL = ("image-reward", "aesthetic", "judge")
+def _in(measures: tuple[str, ...], text: str, above: Arm, below: str, source: str) -> list[Claim]:
+    return [
+        Claim(f"{text} ({measure})", source, above.name, below, measure) for measure in measures
+    ]
+
+
+_SCORES = ("image-reward", "aesthetic", "judge")
+_OWN = "beyond the paper"
 EXPERIMENTS = (
     Experiment(
         "methods",
@@ -177,29 +202,41 @@ EXPERIMENTS = (
         tuple(SINGLE.values()),
         (SFT, RL),
         (
-            *_better("RL is above SFT", "Sec. 5.2, Fig. 2", "RL", "SFT", *_ALL),
-            *_better("RL is above the base", "Sec. 5.2, Fig. 2", "RL", "base", *_ALL),
+            *_on_both("RL is above SFT", "Sec. 5.2, Fig. 2", RL, "SFT", *_SCORES),
+            *_on_both("RL is above the base", "Sec. 5.2, Fig. 2", RL, "base", *_SCORES),
+            *_on_both("SFT is above the base", "Sec. 5.2, Fig. 2", SFT, "base", "image-reward"),
         ),
     ),
     Experiment(
         "kl",
         "KL regularisation",
         (SINGLE["colour"],),
-        (RL, RL_WITHOUT_KL, SFT, *SFT_KL.values()),
+        (RL, RL_WITHOUT_KL, KL_IN_LOSS, KL_IN_REWARD, SFT, *SFT_KL.values()),
         (
-            *(
-                Claim(f"KL makes RL better ({measure})", "Sec. 5.3", "RL", "RL, no KL", measure)
-                for measure in ("image-reward", "aesthetic", "diversity")
+            *_in(
+                ("image-reward", "aesthetic", "diversity", "diversity at equal reward"),
+                "RL is better with the KL",
+                RL,
+                RL_WITHOUT_KL.name,
+                "Sec. 5.3",
+            ),
+            *_in(
+                ("image-reward", "aesthetic", "diversity"),
+                "The KL is better in the loss than in the reward",
+                KL_IN_LOSS,
+                KL_IN_REWARD.name,
+                "Sec. 4.3",
             ),
             *(
-                Claim(
-                    f"SFT with {form.upper()} and gamma {gamma:g} has the higher reward",
-                    "Sec. 5.3",
-                    SFT_KL[form, gamma].name,
+                claim
+                for (form, gamma), arm in SFT_KL.items()
+                for claim in _in(
+                    ("image-reward", "aesthetic"),
+                    f"SFT is better with {form.upper()} and gamma {gamma:g}",
+                    arm,
                     "SFT",
-                    "image-reward",
+                    "Sec. 5.3",
                 )
-                for form, gamma in SFT_KL
             ),
         ),
     ),
@@ -208,14 +245,14 @@ EXPERIMENTS = (
         "A prompt that captions mislead",
         (SINGLE["colour"],),
         (RL,),
-        (
-            Claim(
-                "RL corrects what captions taught: a green rabbit is green",
-                "Sec. 5.4",
-                "RL",
+        tuple(
+            _in(
+                ("judge",),
+                "RL corrects what captions taught: the rabbit is green",
+                RL,
                 "base",
-                "judge",
-            ),
+                "Sec. 5.4",
+            )
         ),
     ),
     Experiment(
@@ -224,42 +261,85 @@ EXPERIMENTS = (
         (FOUR, FIFTY),
         (RL, RL_WITH_VALUE),
         (
-            *_better("RL is above the base", "Sec. 5.5", "RL", "base", *_ALL),
-            *_better(
-                "The value function helps", "App. A.5", "RL, value function", "RL", "image-reward"
+            *_on_both("One adapter is above the base", "Sec. 5.5", RL, "base", *_SCORES),
+            *(
+                replace(
+                    _on_both(f"In {category} as well", "Sec. 5.5", RL, "base", "image-reward")[0],
+                    category=category,
+                )
+                for category in FOUR.seen
+            ),
+            *_on_both(
+                "The value function helps", "App. A.5", RL_WITH_VALUE, "RL", "image-reward", "judge"
             ),
         ),
     ),
     Experiment(
         "settings",
         "The paper's settings and the default",
-        (SINGLE["colour"], SINGLE["location"]),
+        (SINGLE["colour"],),
         (PAPER, RL),
         (
             Claim(
-                "The default is above the paper's settings, with a fraction of the evaluations",
-                "beyond the paper",
-                "RL",
+                "The paper's settings need more evaluations to a mean ImageReward of 0",
+                _OWN,
                 PAPER.name,
-                "judge",
+                "RL",
+                "evaluations to the reward",
             ),
+            *_in(_SCORES[::2], "The default ends above them", RL, PAPER.name, _OWN),
         ),
     ),
     Experiment(
-        "beyond",
+        "objectives",
         "Objectives, advantages, and SFT first",
-        (SINGLE["colour"], SINGLE["location"]),
-        (RL, POLICY_GRADIENT, NO_BASELINE, LEARNED, FORWARD, SFT_THEN_RL),
+        (SINGLE["location"],),
+        (RL, POLICY_GRADIENT, PLAIN_REWARD, LEARNED_BASELINE, FORWARD, SFT, SFT_THEN_RL),
         (
             *(
-                Claim(f"Both losses beat {arm.name}", "beyond the paper", "RL", arm.name, measure)
-                for arm in (POLICY_GRADIENT, FORWARD, NO_BASELINE, LEARNED)
-                for measure in ("image-reward", "judge")
+                claim
+                for arm in (POLICY_GRADIENT, FORWARD)
+                for claim in _in(_SCORES[::2], f"Both losses beat {arm.name}", RL, arm.name, _OWN)
             ),
-            Claim("SFT first beats RL alone", "beyond the paper", "SFT, then RL", "RL", "judge"),
+            *(
+                claim
+                for arm in (PLAIN_REWARD, LEARNED_BASELINE)
+                for claim in _in(
+                    _SCORES[::2],
+                    f"The prompt's baseline beats {arm.name}",
+                    POLICY_GRADIENT,
+                    arm.name,
+                    _OWN,
+                )
+            ),
+            *_in(_SCORES[::2], "SFT first beats RL alone", SFT_THEN_RL, "RL", _OWN),
+        ),
+    ),
+    Experiment(
+        "hacking",
+        "Reward hacking as the KL goes",
+        (SINGLE["composition"],),
+        (RL, RL_LITTLE_KL, RL_WITHOUT_KL),
+        (
+            *_in(_SCORES, "RL is better with the KL", RL, RL_WITHOUT_KL.name, "Sec. 5.3"),
+            *_in(_SCORES[1:], "A tenth of the KL is too little", RL, RL_LITTLE_KL.name, _OWN),
+            Claim(
+                "The evaluation warns of it without the KL",
+                _OWN,
+                RL_WITHOUT_KL.name,
+                "RL",
+                "warnings",
+            ),
         ),
     ),
 )
+
+
+def quick() -> tuple[Experiment, ...]:
+    """Return RL against the base on one prompt."""
+    first = EXPERIMENTS[0]
+    claims = tuple(each for each in first.claims if {each.above, each.below} == {RL.name, "base"})
+    return (replace(first, sets=first.sets[:1], arms=(RL,), claims=claims),)
 
 
 @dataclass(frozen=True)
@@ -272,8 +352,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        words = "".join(letter if letter.isalnum() else " " for letter in self.arm.name.lower())
-        return "-".join([*words.split(), self.prompts.name, str(self.seed)])
+        return f"{Row(self.arm, self.prompts).name}-{self.seed}"
 
     def needs(self) -> Iterator["Training"]:
         """Yield the trainings that have to be done before it."""
@@ -281,12 +360,20 @@ class Training:
             yield replace(self, arm=ARMS[name])
 
 
-def trainings(experiment: Experiment, scale: Scale) -> list[Training]:
-    """Return the trainings that an experiment compares."""
-    return [
-        Training(arm, prompts, seed)
-        for prompts, arm, seed in product(experiment.sets, experiment.arms, scale.seeds)
-    ]
+@dataclass(frozen=True)
+class Row:
+    """One arm on one prompt set, with all seeds."""
+
+    arm: Arm
+    prompts: PromptSet
+
+    @property
+    def name(self) -> str:
+        words = re.findall(r"[a-z0-9]+", self.arm.name.lower().replace("'", ""))
+        return "-".join([*words, self.prompts.name])
+
+    def trainings(self, seeds: tuple[int, ...]) -> list[Training]:
+        return [Training(self.arm, self.prompts, seed) for seed in seeds]
 
 
 ARMS = {arm.name: arm for experiment in EXPERIMENTS for arm in experiment.arms}
