@@ -206,6 +206,9 @@ EXPERIMENTS = (
             *_on_both("RL is above the base", "Sec. 5.2, Fig. 2", RL, "base", *_SCORES),
             *_on_both("SFT is above the base", "Sec. 5.2, Fig. 2", SFT, "base", "image-reward"),
         ),
+        "One adapter for each prompt. Both are trained on ImageReward and see as many images, which"
+        " RL draws with the policy as it is, and SFT with the base. The judge says whether an image"
+        " shows what the prompt asks for, and neither is trained on it.",
     ),
     Experiment(
         "kl",
@@ -239,6 +242,10 @@ EXPERIMENTS = (
                 )
             ),
         ),
+        "The KL's weight is beta in RL, and gamma in SFT, which has the paper's two forms: KL-D"
+        " shifts the reward, KL-O weighs a distance to the base's predictions. The KL in the reward"
+        " is the trajectory's log-ratio (`--kl-in reward`). Diversity at equal reward is the part"
+        " of its diversity that the sample grid keeps where its mean ImageReward is 0.",
     ),
     Experiment(
         "bias",
@@ -254,6 +261,9 @@ EXPERIMENTS = (
                 "Sec. 5.4",
             )
         ),
+        "The paper's base model draws whiskey for 'Four roses', as the web does. The tiny model was"
+        " trained on images of which 95 % do not show the colour where the caption says a green"
+        " rabbit, but a natural one, and so does it.",
     ),
     Experiment(
         "many",
@@ -273,6 +283,8 @@ EXPERIMENTS = (
                 "The value function helps", "App. A.5", RL_WITH_VALUE, "RL", "image-reward", "judge"
             ),
         ),
+        "The four prompts together, and fifty of the same categories. Unseen prompts are of other"
+        " animals, colours and places.",
     ),
     Experiment(
         "settings",
@@ -289,6 +301,9 @@ EXPERIMENTS = (
             ),
             *_in(_SCORES[::2], "The default ends above them", RL, PAPER.name, _OWN),
         ),
+        "The paper's settings are those of `--preset sd15` with the tiny model's sampler; they are"
+        " made for a model 200 times as large. Evaluations are counted, in thousands, until the"
+        " mean ImageReward of three rounds is 0, or to the end of a run where it never is.",
     ),
     Experiment(
         "objectives",
@@ -314,6 +329,7 @@ EXPERIMENTS = (
             ),
             *_in(_SCORES[::2], "SFT first beats RL alone", SFT_THEN_RL, "RL", _OWN),
         ),
+        "All on the same budget of images. SFT then RL has SFT's images on top.",
     ),
     Experiment(
         "hacking",
@@ -331,6 +347,8 @@ EXPERIMENTS = (
                 "warnings",
             ),
         ),
+        "For this prompt ImageReward also likes two cats or two dogs, which the judge does not. The"
+        " evaluation warns where a score that was not trained on falls while ImageReward rises.",
     ),
 )
 
