@@ -190,6 +190,9 @@ def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "text").write_bytes(b"a\ncaf\xe9")
     with pytest.raises(InputError, match=r"the list .*text: line 2 is not UTF-8 text\. Save it"):
         read_text(tmp_path / "text", "the list ")
+    (tmp_path / "text").write_bytes("a\ncat".encode("utf-16-be"))  # with no mark
+    with pytest.raises(InputError, match=r"the list .*text: line 1 has a NUL byte, .*UTF-8\.$"):
+        read_text(tmp_path / "text", "the list ")
     with pytest.raises(InputError, match=r"none: No such file"):
         read_text(tmp_path / "none")
 
