@@ -22,13 +22,13 @@ class Scale:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     #: Rounds of 24 images for one prompt, and for several; SFT gets as many images.
-    rounds: int = 24
+    rounds: int = 20
     rounds_of_many: int = 40
     #: Rounds of 10 images with the paper's own settings.
-    rounds_of_paper: int = 62
+    rounds_of_paper: int = 50
     sft_steps: int = 200
     #: Images of a prompt in an evaluation, and where a set has many prompts.
-    samples: int = 50
+    samples: int = 40
     samples_of_many: int = 4
     #: Rounds between sample grids.
     grids: int = 4
