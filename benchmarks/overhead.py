@@ -37,6 +37,7 @@ from dpok_cli.engine.bases.load import load  # noqa: E402
 from dpok_cli.engine.bases.model import DiffusionModel  # noqa: E402
 from dpok_cli.engine.rl.loop import RLLoop, train_rl  # noqa: E402
 from dpok_cli.engine.runs.folder import RunFolder  # noqa: E402
+from dpok_cli.engine.sampling.sampler import Sampler  # noqa: E402
 from dpok_cli.engine.training.checkpoint import Checkpoints  # noqa: E402
 from dpok_cli.engine.training.updater import Updater  # noqa: E402
 from dpok_cli.rewards.manager import build  # noqa: E402
@@ -134,6 +135,7 @@ class Clock:
     def __enter__(self) -> Self:
         for owner, name, part in (
             (RLLoop, "roll_out", "rollout"),
+            (Sampler, "decode", "decode"),
             (RewardWorker, "results", "reward"),
             (RLLoop, "update", "update"),
             (Checkpoints, "write", "checkpoint"),
@@ -242,14 +244,14 @@ class Floor:
 def markdown(results: dict[str, list[dict[str, float]]]) -> str:
     """Make the table: medians over rounds, in seconds, and the two ratios."""
     lines = [
-        "| case | floor | round | rollout | update | checkpoint | reward | over the floor"
-        " | over its own network time |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | floor | round | rollout | of it decoding | update | checkpoint | reward"
+        " | over the floor | over its own network time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, rounds in results.items():
         parts = [
             f"{median(one[part] for one in rounds):.2f}"
-            for part in ("floor", "round", "rollout", "update", "checkpoint", "reward")
+            for part in ("floor", "round", "rollout", "decode", "update", "checkpoint", "reward")
         ]
         ratios = [
             f"{median(one['round'] / one[part] for one in rounds):.3f}"
