@@ -67,7 +67,8 @@ def delimited(text: str, delimiter: str, column: str = "") -> Found:
         return Found(form, ())
     (_, header), *body = numbered
     names = [name.strip() for name in header]
-    twice = [name for name, times in Counter(names).items() if times > 1]
+    # A column without a name is none: spreadsheets write such beside the others.
+    twice = [name for name, times in Counter(names).items() if name and times > 1]
     if twice:
         raise InputError(f"two columns are named {twice[0]!r}.")
     for line, cells in body:
@@ -210,21 +211,26 @@ def _is_number(text: str) -> bool:
 def by_content(text: str, column: str = "") -> Found:
     """Read a text of which no name says the form: JSON, a table with a known column, or lines."""
     first = next(iter(_filled(text)), "")
-    for delimiter in "\t,":
-        names = [name.strip().strip('"').lower() for name in first.split(delimiter)]
-        # Single words: "text, bold, on a wall" is a prompt.
-        named = len(names) > 1 and all(re.fullmatch(r"\w+", name) for name in names)
-        if named and {*names} & {*PROMPT_COLUMNS, column.lower()}:
-            return delimited(text, delimiter, column)
+    delimiter = "\t" if "\t" in first else ","
+    names = [name.strip().strip('"').lower() for name in first.split(delimiter)]
+    # Single words: "text, bold, on a wall" is a prompt. With a tab it is none.
+    named = delimiter == "\t" or all(re.fullmatch(r"[\w.-]*", name) for name in names)
+    if named and {*names} & {*PROMPT_COLUMNS, column.lower()} - {""}:
+        return delimited(text, delimiter, column)
     return lines_or_json(text, column)
 
 
 def lines_or_json(text: str, column: str = "") -> Found:
-    """Read JSON or JSON lines if it is such, and one prompt per line otherwise."""
+    """Read JSON or JSON lines if it is such, and one prompt per line otherwise.
+
+    What only begins so is refused, such as a file that was cut off.
+    """
     if isinstance(_json(text), dict | list):
         return json_text(text, column)
-    if _is_json_lines(text):
+    if any(isinstance(_json(line), dict) for line in _filled(text)):
         return json_lines(text, column)
+    if _JSON_START.match(text):
+        return json_text(text, column)
     if column:
         raise InputError(f"it has one prompt per line, and no column {column!r}.")
     return lines(text)
@@ -245,6 +251,9 @@ def _json(text: str) -> Any:
     except (ValueError, RecursionError):
         return None
 
+
+#: How JSON with texts begins; prompts begin as "[a cat]" or "{red|blue} cat".
+_JSON_START = re.compile(r"""\s*(?:\[\s*\{?|\{)\s*(?:"|$)""")
 
 #: How a file is read, by the end of its name in lower case; others by their content.
 FORMS: dict[str, Callable[[str, str], Found]] = {

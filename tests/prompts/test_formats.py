@@ -191,6 +191,42 @@ def test_lines_that_look_like_another_form_are_prompts(file, text):
         assert file(name, text).prompts() == tuple(text.strip().split("\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "form", "prompts"),
+    [
+        ('"Prompts"\n"a cat, asleep"\na dog\n', "CSV", ("a cat, asleep", "a dog")),
+        (",prompt,image-id\n0,a cat,3\n1,a dog,4\n", "CSV", ("a cat", "a dog")),
+        ("Prompt\tCategory\tSub Category\na cat\tx\ty\n", "TSV", ("a cat",)),
+    ],
+)
+def test_a_table_from_a_pipe_is_known_by_its_first_line(file, text, form, prompts):
+    assert file("pipe", text).found().form == form
+    assert file("pipe", text).prompts() == prompts
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (GENEVAL[:-30], "line 2 is not JSON"),
+        (GENEVAL[:50], "it is not JSON"),
+        ('# animals\n{"prompt": "a cat"}\n', "line 1 is not JSON"),
+        ('["a cat", "a d', "it is not JSON"),
+        ('[\n  {\n    "prompt": "a cat"\n  },\n', "it is not JSON"),
+        ('{\n  "anime": ["a cat",\n', "it is not JSON"),
+    ],
+)
+def test_json_that_was_cut_off_is_no_list_of_lines(file, text, error):
+    for name in ("pipe", "p.txt"):
+        with pytest.raises(InputError, match=f"{name}: {error}"):
+            file(name, text).prompts()
+
+
+def test_columns_without_a_name_are_none(file):
+    """As Google writes a sheet whose other columns are empty."""
+    text = '"Prompts","Category","",""\n"a cat","Colors","",""\n'
+    assert file("DrawBench.csv", text).prompts("Colors") == ("a cat",)
+
+
 def test_a_table_in_a_text_file_is_lines(file):
     """Its name says so; the same from a pipe is a table."""
     text = "prompt,category\na cat,x\n"
