@@ -170,9 +170,9 @@ def evaluate(
     from dpok_cli.engine.evaluation.plan import settle
     from dpok_cli.engine.evaluation.report.human import check_samples
 
-    categories: dict[str, tuple[str, ...]] = {}
-    for prompt_file in filter(None, (prompts_file, unseen_prompts_file)):
-        categories |= prompt_file.categories()
+    categories = unseen_prompts_file.categories() if unseen_prompts_file else {}
+    if prompts_file:
+        categories |= prompts_file.categories(category)
     evaluation = settle(
         settings,
         tuned,

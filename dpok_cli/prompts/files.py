@@ -35,14 +35,17 @@ class PromptFile:
         """
         return tuple(entry.prompt for entry in self.found(category).entries)
 
-    def categories(self) -> dict[str, tuple[str, ...]]:
+    def categories(self, category: str | None = None) -> dict[str, tuple[str, ...]]:
         """Return the categories of each prompt that has one, in the order of their columns.
 
-        Raises InputError as `prompts` does.
+        Those of a prompt that is there twice are the first, or with a ``category`` the first that
+        has it. Raises InputError as `prompts` does.
         """
-        return {
-            each.prompt: each.categories for each in self._found.entries if any(each.categories)
-        }
+        own: dict[str, tuple[str, ...]] = {}
+        for entry in self.found(category).entries:
+            if any(entry.categories):
+                own.setdefault(entry.prompt, entry.categories)
+        return own
 
     def found(self, category: str | None = None) -> Found:
         """Return what the file was understood as; raises InputError as `prompts` does."""

@@ -56,6 +56,12 @@ def test_categories_are_by_prompt(tmp_path):
         PromptFile(tmp_path / "none.json").categories()
 
 
+def test_a_prompt_in_two_categories_counts_for_the_first(tmp_path):
+    file = PromptFile(write(tmp_path, "p.csv", "prompt,category\na cat,\na cat,x\na cat,y\n"))
+    assert file.categories() == {"a cat": ("x",)}
+    assert file.categories("y") == {"a cat": ("y",)}
+
+
 def test_json_is_known_by_its_content_too(tmp_path):
     assert PromptFile(write(tmp_path, "pipe", PAPER)).prompts("count") == (
         "Four wolves in the park.",

@@ -145,7 +145,7 @@ def settle(
     remarks = [f"There are no variants of {prompt!r}." for prompt in alone]
     variants = [text for partners in derived.values() for text in partners.variants]
     key = str if benchmark else plain
-    remarks += _merged([*config.prompts, *variants, *extra_prompts], key)
+    remarks += _merged([*config.prompts, *variants, *extra_prompts], key, bool(categories))
     prompts = arrange_prompts(config.prompts, tuned, derived, extra_prompts, categories, key)
     if config.rewards:
         rewards = [unweighted(text) for text in config.rewards]
@@ -192,7 +192,7 @@ def arrange_prompts(
     return tuple(prompts.values())
 
 
-def _merged(texts: Iterable[str], key: Callable[[str], str]) -> list[str]:
+def _merged(texts: Iterable[str], key: Callable[[str], str], categories: bool) -> list[str]:
     """Return a remark on prompts that `arrange_prompts` puts together; none if there are none."""
     alike: dict[str, list[str]] = {}
     for text in texts:
@@ -206,4 +206,5 @@ def _merged(texts: Iterable[str], key: Callable[[str], str]) -> list[str]:
         return []
     more = [f"{len(parts) - SHOWN} more"] if len(parts) > SHOWN else []
     alike_in = " that differ only in case, spaces or a final full stop" if key is plain else ""
-    return [f"Prompts{alike_in} are evaluated once: {'; '.join([*parts[:SHOWN], *more])}."]
+    once = "once, in their first category" if categories else "once"
+    return [f"Prompts{alike_in} are evaluated {once}: {'; '.join([*parts[:SHOWN], *more])}."]

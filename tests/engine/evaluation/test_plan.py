@@ -129,7 +129,9 @@ def test_a_benchmark_keeps_each_prompt_to_the_letter():
         config, [Contender("x")], categories={"A cat.": ("A", "B")}, benchmark="partiprompts"
     )
     assert [prompt.text for prompt in evaluation.prompts] == ["a cat", "A cat."]
-    assert evaluation.remarks == ("Prompts are evaluated once: 'a cat', given 2 times.",)
+    assert evaluation.remarks == (
+        "Prompts are evaluated once, in their first category: 'a cat', given 2 times.",
+    )
     settings = evaluation.settings()
     assert settings["benchmark"] == "partiprompts"
     assert settings["prompts"] == {"a cat": ["given", ""], "A cat.": ["given", "A", "B"]}
