@@ -17,16 +17,28 @@ from dpok_cli.rewards.combined import WeightedReward
 from engine.conftest import Green
 from support.text import has_lines
 
+#: Each with the state of a part or two that do not touch each other.
 FORMS = {
-    "plain": {},
-    "value function": dict(advantage="value", value_updates=2, value_batch_size=4),
-    "buffer": dict(buffer_size=16, gradient_accumulation=2),
-    "schedule": dict(lr_schedule="cosine", lr_warmup_steps=2),
-    "guided": dict(guidance_scale=3.0, sample_batch_size=3),
-    "window": dict(noise_window=True, rest_steps=1, timestep_fraction=0.5, kl_fraction=0.5),
+    "value function and schedule": dict(
+        advantage="value",
+        value_updates=2,
+        value_batch_size=4,
+        lr_schedule="cosine",
+        lr_warmup_steps=2,
+    ),
+    "buffer and patience": dict(
+        buffer_size=16, gradient_accumulation=2, sample_every=1, patience=2
+    ),
+    "guided window": dict(
+        guidance_scale=3.0,
+        sample_batch_size=3,
+        noise_window=True,
+        rest_steps=1,
+        timestep_fraction=0.5,
+        kl_fraction=0.5,
+    ),
     "nft": dict(objective="nft", eta=0.0, group_size=1, guidance_scale=2.0, buffer_size=32),
     "mixed": dict(objective="mixed", guidance_scale=2.0, buffer_size=32, least_signal=0.0),
-    "patience": dict(sample_every=1, patience=2),
     "batch size": dict(auto_batch_size=True, batch_size=2, gradient_accumulation=2),
 }
 
@@ -77,17 +89,37 @@ def go(make_model, make_config, tmp_path):
     return go
 
 
+@pytest.fixture(scope="module")
+def left_alone():
+    """What uninterrupted runs left, and how often each asked whether to stop, by their settings."""
+    return {}
+
+
+@pytest.fixture
+def whole(go, green, left_alone):
+    """Returns what an uninterrupted run leaves; those of the same settings are one."""
+
+    def whole(**changes):
+        key, calls = repr(changes), count()
+        if key not in left_alone:
+            left = go("whole", green, stop=lambda: next(calls) < 0, **changes)
+            left_alone[key] = left, next(calls)
+        return left_alone[key][0]
+
+    return whole
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_stopped_after_a_round(go, green, form, tmp_path):
-    whole = go("whole", green, **FORMS[form])
-    assert len(whole[0]) == 4
-    assert "grid/reward" in whole[0][1]
+def test_stopped_after_a_round(go, green, whole, form, tmp_path):
+    expected = whole(**FORMS[form])
+    assert len(expected[0]) == 4
+    assert "grid/reward" in expected[0][1]
     go("cut", green, stop=has_lines(tmp_path / "cut/metrics.jsonl", 2), **FORMS[form])
     assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
-    assert_same(go("cut", green, **FORMS[form]), whole)
+    assert_same(go("cut", green, **FORMS[form]), expected)
 
 
-def test_stopped_before_the_updates_of_a_round(go, green, tmp_path):
+def test_stopped_before_the_updates_of_a_round(go, green, whole, tmp_path):
     scored = []
 
     class Watched(Green):
@@ -95,28 +127,26 @@ def test_stopped_before_the_updates_of_a_round(go, green, tmp_path):
             scored.append(len(images))
             return super().score_batch(images, prompts)
 
-    whole = go("whole", green)
     go("cut", WeightedReward([(Watched(), 1.0)]), stop=lambda: sum(scored) == 12)
     assert [record["round"] for record in RunFolder(tmp_path / "cut").history()] == [1, 2]
-    assert_same(go("cut", green), whole)
+    assert_same(go("cut", green), whole())
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.05, 0.3, 0.6, 0.99])
-def test_stopped_at_any_moment(go, green, moment, tmp_path):
+def test_stopped_at_any_moment(go, green, whole, left_alone, moment):
     """Most of them are between two layers of the network, in a rollout or a grid."""
-    calls = count()
-    whole = go("whole", green, stop=lambda: next(calls) < 0)
-    at, calls = int(moment * next(calls)), count()
+    expected = whole()
+    _, asked = left_alone[repr({})]
+    at, calls = int(moment * asked), count()
     cut = go("cut", green, stop=lambda: next(calls) >= at)
     assert len(cut[0]) == [0, 0, 1, 2, 4][[0.0, 0.05, 0.3, 0.6, 0.99].index(moment)]
     assert next(calls) - at < 20  # it ends soon
-    assert_same(go("cut", green), whole)
+    assert_same(go("cut", green), expected)
 
 
-@pytest.mark.parametrize("update", range(1, 9))
-def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
+@pytest.mark.parametrize("update", [1, 4, 5, 8])  # next to the checkpoints, and to both ends
+def test_killed_between_two_updates(go, green, whole, monkeypatch, tmp_path, update):
     """The instant does not matter: nothing after the last checkpoint counts."""
-    whole = go("whole", green, checkpoint_every=2)
     taken = 0
 
     class Killed(BaseException):
@@ -136,7 +166,7 @@ def test_killed_between_two_updates(go, green, monkeypatch, tmp_path, update):
         with pytest.raises(Killed):
             go("cut", green, checkpoint_every=2)
     assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [2][: (update - 1) // 4]
-    assert_same(go("cut", green, checkpoint_every=2), whole)
+    assert_same(go("cut", green, checkpoint_every=2), whole())
 
 
 def test_a_reward_with_random_numbers_of_its_own(go, tmp_path):
@@ -150,7 +180,7 @@ def test_a_reward_with_random_numbers_of_its_own(go, tmp_path):
 
 
 @pytest.mark.parametrize(("scored", "kept"), [(5, 3), (3, 2)])  # in a rollout, and of a grid
-def test_a_reward_that_fails_costs_no_round(go, green, tmp_path, scored, kept):
+def test_a_reward_that_fails_costs_no_round(go, green, whole, tmp_path, scored, kept):
     class Failing(RewardModel):
         name = "failing"
         left = scored
@@ -162,21 +192,21 @@ def test_a_reward_that_fails_costs_no_round(go, green, tmp_path, scored, kept):
             red, green, blue = images.mean(dim=(2, 3)).unbind(1)
             return green - (red + blue) / 2
 
-    whole = go("whole", green)
     with pytest.raises(RewardError, match="failing"):
         go("cut", WeightedReward([(Failing(), 1.0)]), checkpoint_every=100)
     assert checkpoint.numbers(tmp_path / "cut" / "checkpoints") == [kept]
-    after = go("cut", green)
-    for record in [*after[0], *whole[0]]:
-        record.pop("reward/failing", None)
-        record.pop("reward/green", None)
-    assert_same(after, whole)
+    names = ("reward/failing", "reward/green")
+    after, expected = (
+        ([{key: record[key] for key in record if key not in names} for record in records], *rest)
+        for records, *rest in (go("cut", green), whole())
+    )
+    assert_same(after, expected)
 
 
-def test_a_longer_run_goes_on(go, green):
-    whole = go("whole", green, rounds=4, lr_schedule="constant")
+def test_a_longer_run_goes_on(go, green, whole):
     go("cut", green, rounds=2, lr_schedule="constant")
-    assert_same(go("cut", green, rounds=4, lr_schedule="constant"), whole)
+    expected = whole(lr_schedule="constant")
+    assert_same(go("cut", green, rounds=4, lr_schedule="constant"), expected)
 
 
 def test_in_a_longer_run_a_falling_rate_falls_to_the_new_end(go, green):
@@ -188,14 +218,13 @@ def test_in_a_longer_run_a_falling_rate_falls_to_the_new_end(go, green):
     assert rates == pytest.approx([0.005, 0.0, 0.0025, 0.0])
 
 
-def test_of_a_damaged_checkpoint_the_one_before_is_taken(go, green, tmp_path):
-    whole = go("whole", green, lr_schedule="constant")
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(go, green, whole, tmp_path):
     go("cut", green, rounds=3, lr_schedule="constant")
     file = tmp_path / "cut" / "checkpoints" / "000003" / checkpoint.STATE
     file.write_bytes(file.read_bytes()[:100])
     # The grid of the shorter run's end is there as well.
     records, weights, _ = go("cut", green, lr_schedule="constant")
-    assert_same((records, weights, {}), (*whole[:2], {}))
+    assert_same((records, weights, {}), (*whole(lr_schedule="constant")[:2], {}))
     metrics = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["round"] for line in metrics] == [1, 2, 3, 4]
 
