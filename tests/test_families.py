@@ -56,13 +56,13 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
     noiseless = {"sdxl": 0, "sd35": 3, "qwen": 3}.get(family, 2)
     said = f"{noiseless} of the 4 steps have no noise, so they are not trained on: a round has 4"
     assert (said in result.err) == ("no noise" in result.err) == (noiseless > 0), result.err
-    assert dpok("train-rl", "--resume=one", "--rounds=3", "--quiet").code == 0
-    whole = dpok("train-rl", *DRAW, *rl, model, "--rounds=3", "--name=two", "--seed=3")
+    assert dpok("train-rl", "--resume=one", "--rounds=2", "--quiet").code == 0
+    whole = dpok("train-rl", *DRAW, *rl, model, "--rounds=2", "--name=two", "--seed=3")
     assert whole.code == 0, whole.err
 
     runs = tmp_path / "runs"
     records = read(runs / "one/metrics.jsonl")
-    assert [record["round"] for record in records] == [1, 2, 3]
+    assert [record["round"] for record in records] == [1, 2]
     assert all(record["ratio/first_max_dev"] <= 1e-6 for record in records)
     adapter = "adapter/pytorch_lora_weights.safetensors"
     assert (runs / "one" / adapter).read_bytes() == (runs / "two" / adapter).read_bytes()
@@ -75,14 +75,15 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
     assert plain.code == 0, plain.err
     assert pixels("plain/000_1.png") == before
 
-    result = dpok("evaluate", "--run=one", "--reward=redness", "--samples=4", "--output=judged")
+    result = dpok("evaluate", "--run=one", "--reward=redness", "--samples=2", "--output=judged")
     assert result.code == 0, result.err
     rows = json.loads((tmp_path / "judged/results.json").read_text())["rows"]
     assert {row["model"] for row in rows} == {"base", "one"}
 
     form = "kohya" if family == "sdxl" else "diffusers"
-    written = dpok("train-rl", "--resume=two", "--rounds=4").out.splitlines()[-1]
-    assert written == f"For ComfyUI{' or A1111' * (family == 'sdxl')}: dpok export" + (
+    assert whole.out.splitlines()[
+        -1
+    ] == f"For ComfyUI{' or A1111' * (family == 'sdxl')}: dpok export" + (
         f" runs/two --format {form}"
     )
     assert dpok("export", "one", "--format", form, "--output=one.safetensors").code == 0
@@ -105,7 +106,6 @@ def test_supervised_fine_tuning_from_an_adapter(dpok, model, tmp_path):
     assert result.code == 0, result.err
     one, two = (read_adapter(tmp_path / f"runs/{name}/adapter") for name in ("one", "two"))
     assert [part.keys() for part in one.values()] == [part.keys() for part in two.values()]
-    assert dpok("train-rl", "--resume=two", "--rounds=2", "--quiet").code == 0
 
 
 @pytest.mark.parametrize("command", ["sample", "train-rl"])
