@@ -21,6 +21,7 @@ from dpok_cli.engine.evaluation.contenders import BASE, Contender
 from dpok_cli.engine.evaluation.folder import EvaluationFolder, Record
 from dpok_cli.engine.evaluation.plan import Evaluation, Place
 from dpok_cli.engine.evaluation.together import compare_drawn
+from dpok_cli.engine.lora.files import check_adapter, read_adapter
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import NotFiniteError, StopRequested
 from dpok_cli.rewards.combined import WeightedReward
@@ -89,13 +90,19 @@ def _draw(
 def check_models(evaluation: Evaluation) -> list[str]:
     """Return a line on each prompt that is too long for the model.
 
-    Raises InputError if a model cannot be loaded, or cannot be drawn from with these settings.
+    The base is loaded once, and each adapter put onto it in turn. Raises InputError if a model
+    cannot be loaded, or cannot be drawn from with these settings.
     """
-    texts = [prompt.text for prompt in evaluation.prompts]
+    config, texts = evaluation.config, [prompt.text for prompt in evaluation.prompts]
+    model = load(config, None, texts[:1])
+    Sampler(model, config)
     for contender in evaluation.contenders:
-        # With one prompt, since an adapter's part of a text encoder may not fit.
-        model = load(evaluation.config, contender.adapter, texts[:1])
-        Sampler(model, evaluation.config)
+        if contender.adapter is not None:
+            check_adapter(contender.adapter)
+            model.adapter.remove()
+            model.adapter.install(read_adapter(contender.adapter), str(contender.adapter))
+            # With one prompt, since an adapter's part of a text encoder may not fit.
+            model.encode(texts[:1], config.negative_prompt)
     return model.unread(texts)
 
 

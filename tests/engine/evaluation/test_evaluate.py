@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
 from dpok_cli.config import EvaluateConfig
+from dpok_cli.engine.bases.load import load
+from dpok_cli.engine.evaluation import draw
 from dpok_cli.engine.evaluation.contenders import BASE, Contender
 from dpok_cli.engine.evaluation.evaluate import evaluate
 from dpok_cli.engine.evaluation.folder import EvaluationFolder
@@ -53,11 +56,16 @@ def test_a_prompt_that_is_too_long_is_named_when_the_evaluation_begins(evaluatio
     assert line.endswith(f"cat cat cat' at the end of {long.text!r}.")
 
 
-def test_no_folder_is_made_for_an_adapter_that_does_not_fit(evaluation, tmp_path):
+def test_no_folder_is_made_for_an_adapter_that_does_not_fit(evaluation, tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
-    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    shutil.copytree(tmp_path / "lora", tmp_path / "other")
+    file = tmp_path / "other" / "pytorch_lora_weights.safetensors"
     save_file({name: torch.zeros(1, 1) for name in load_file(file)}, file)
-    with pytest.raises(InputError, match="does not fit this model"):
-        evaluate(evaluation, EvaluationFolder(tmp_path / "new"))
+    contenders = (*evaluation.contenders, Contender("other", tmp_path / "other"))
+    loaded = []
+    monkeypatch.setattr(draw, "load", lambda *given: loaded.append(given) or load(*given))
+    with pytest.raises(InputError, match="/other does not fit this model"):
+        evaluate(replace(evaluation, contenders=contenders), EvaluationFolder(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+    assert len(loaded) == 1  # the adapters are put onto one base
