@@ -79,8 +79,8 @@ def read_text(file: Path, what: str = "") -> str:
     if "\0" in text:  # which is UTF-8, but no text
         line = 1 + text.count("\n", 0, text.index("\0"))
         raise InputError(
-            f"Cannot read {what}{file}: line {line} has a NUL byte, as in a binary file, or in UTF-16"
-            " without its byte order mark. Save it as UTF-8."
+            f"Cannot read {what}{file}: line {line} has a NUL byte, as in a binary file, or in"
+            " UTF-16 without its byte order mark. Save it as UTF-8."
         )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
