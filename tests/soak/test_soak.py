@@ -20,7 +20,7 @@ from soak.files import TEMPORARY, faults
 from soak.odd import PLACES
 from soak.world import Command, Streams, Tree, World
 
-SECONDS = float(os.environ.get("DPOK_SOAK", "15"))
+SECONDS = float(os.environ.get("DPOK_SOAK", "20"))
 SEED = int(os.environ.get("DPOK_SOAK_SEED", "1"))
 NOISE = ("Traceback (most recent call last)", "Exception ignored", "Fatal Python error")
 
