@@ -11,7 +11,7 @@ from pathlib import Path
 from dpok_cli.errors import DpokError, InputError, suggest
 from dpok_cli.inputs import at_home, cache_folder, read_text
 from dpok_cli.prompts.files import PromptFile
-from dpok_cli.prompts.formats import FORMS, PROMPT_COLUMNS, Entry, Found, by_content
+from dpok_cli.prompts.formats import FORMS, LINES, PROMPT_COLUMNS, Entry, Found, by_content
 
 #: Seconds to wait for a server that publishes a benchmark.
 TIMEOUT = 30.0
@@ -112,13 +112,14 @@ class BenchmarkFile(PromptFile):
             raise InputError(f"There is no benchmark {name!r}.{suggest(name, BENCHMARKS)}")
         benchmark = BENCHMARKS[name]
         folder = at_home(Path(path)) if path else own_folder() / name
-        paths = [folder] if path and folder.is_file() else _in(folder, benchmark.files)
+        is_file = path and folder.exists() and not folder.is_dir()  # it may be a pipe
+        paths = [folder] if is_file else _in(folder, benchmark.files)
         if not paths and not path and benchmark.hub:
             paths = _in_hub_cache(benchmark)
         if not paths and download and not path and benchmark.address:
             paths = [_fetch(benchmark, file, folder / file) for file in benchmark.files]
         if not paths:
-            raise InputError(_absent(name, benchmark, folder))
+            raise InputError(_absent(name, benchmark, folder, given=bool(path)))
         found = cls(name, tuple(paths))
         found.found()
         return found
@@ -153,13 +154,16 @@ class BenchmarkFile(PromptFile):
 def _read(name: str, file: str, text: str) -> Found:
     """Read one file of a benchmark as its authors do; raises InputError if it is no such file."""
     benchmark = BENCHMARKS[name]
+    # Each line of GenEval is given to its scorer.
+    suffix = ".jsonl" if name == "geneval" else Path(file).suffix.lower()
+    found = FORMS.get(suffix, by_content)(text, "")
     if name == "t2i-compbench":  # what follows a tab is for the scorers
+        if found.form != LINES:
+            raise InputError(f"it is not {benchmark.title}, which has one prompt per line.")
         category = Path(file).stem.removesuffix("_val")
         prompts = (line.split("\t")[0].strip() for line in text.split("\n"))
         entries = tuple(Entry(prompt, (category,)) for prompt in prompts if prompt)
-        return Found("one prompt per line", entries, categories=("category",))
-    read = FORMS.get(Path(file).suffix.lower(), by_content)
-    found = read(text, "")
+        return Found(found.form, entries, categories=("category",))
     known = {column.lower() for column in found.categories}
     if {*benchmark.columns} - known or (
         found.column and found.column.lower() not in PROMPT_COLUMNS
@@ -209,7 +213,7 @@ def _fetch(benchmark: Benchmark, name: str, target: Path) -> Path:
     return target
 
 
-def _absent(name: str, benchmark: Benchmark, folder: Path) -> str:
+def _absent(name: str, benchmark: Benchmark, folder: Path, given: bool) -> str:
     files = " and ".join(filter(None, (", ".join(benchmark.files[:-1]), benchmark.files[-1])))
     if not benchmark.address:
         return (
@@ -217,6 +221,11 @@ def _absent(name: str, benchmark: Benchmark, folder: Path) -> str:
             f" them there, or give a file with --benchmark {name}=FILE."
         )
     place = benchmark.address.removesuffix("{file}")
+    if given:
+        return (
+            f"There is no {files} in {folder}: download it from {place}, or let --benchmark {name}"
+            " --download fetch it."
+        )
     return (
         f"There is no {files} in {folder}: add --download to fetch it from {place}, or download it"
         f" and give --benchmark {name}=PATH."

@@ -23,6 +23,9 @@ PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption")
 #: Names of columns that categories are in; the first one found is that of the tables.
 CATEGORY_COLUMNS = ("category", "tag", "challenge")
 
+#: The form without columns.
+LINES = "one prompt per line"
+
 Row = Mapping[str, Any]
 
 
@@ -48,7 +51,7 @@ def lines(text: str) -> Found:
     """Read one prompt per line; empty lines are none."""
     # Not splitlines, which splits at separators that a prompt may hold.
     stripped = (line.strip() for line in text.split("\n"))
-    return Found("one prompt per line", tuple(Entry(line) for line in stripped if line))
+    return Found(LINES, tuple(Entry(line) for line in stripped if line))
 
 
 def delimited(text: str, delimiter: str, column: str = "") -> Found:

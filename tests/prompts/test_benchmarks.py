@@ -1,6 +1,7 @@
 """Benchmarks by name: found, read as their authors do, and fetched only when asked."""
 
 import http.server
+import os
 import threading
 
 import pytest
@@ -81,6 +82,8 @@ def test_a_category_is_taken_from_any_column(own):
         ("geneval", "a photo of a cup\n"),
         ("paper-drawbench", '["A cup."]'),
         ("t2i-compbench", "\n\t\n"),
+        ("t2i-compbench", '["a cup", "a dog"]'),
+        ("t2i-compbench", '{"prompt": "a cup"}\n'),
     ],
 )
 def test_what_is_no_such_benchmark_is_refused(name, text, own):
@@ -89,6 +92,25 @@ def test_what_is_no_such_benchmark_is_refused(name, text, own):
     file.write_text(text)
     with pytest.raises(InputError):
         BenchmarkFile.find(name)
+
+
+@pytest.mark.parametrize("name", ["set.csv", "set.json"])
+def test_geneval_is_json_lines_whatever_its_name(name, tmp_path):
+    """Its layout has each line."""
+    file = tmp_path / name
+    file.write_text("tag,prompt\nx,a cup\n" if name == "set.csv" else f"[{GENEVAL[0]}]")
+    with pytest.raises(InputError, match=f"{name}: (line 1 is not JSON|JSON lines has to be)"):
+        BenchmarkFile.find(f"geneval={file}")
+    file.write_text(GENEVAL[0])
+    assert BenchmarkFile.find(f"geneval={file}").prompts() == ("a photo of a cup",)
+
+
+def test_a_benchmark_may_be_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=(GENEVAL[0],), daemon=True).start()
+    found = BenchmarkFile.find(f"geneval={pipe}")
+    assert (found.prompts(), found.lines(0)) == (("a photo of a cup",), [GENEVAL[0]])
 
 
 def test_what_is_not_there_is_said_with_its_source(own, tmp_path):
@@ -103,7 +125,7 @@ def test_what_is_not_there_is_said_with_its_source(own, tmp_path):
     )
     with pytest.raises(InputError, match=f"no paper-coco.txt in {own}/paper-coco, and no public"):
         BenchmarkFile.find("paper-coco", download=True)
-    with pytest.raises(InputError, match=f"no PartiPrompts.tsv in {tmp_path}/none: add --download"):
+    with pytest.raises(InputError, match=f"no PartiPrompts.tsv in {tmp_path}/none: download it"):
         BenchmarkFile.find(f"partiprompts={tmp_path / 'none'}", download=True)
 
 

@@ -75,8 +75,16 @@ def test_a_second_hangup_interrupts_nothing(python, endless, tmp_path):
     assert_saved(tmp_path)
 
 
+@pytest.fixture
+def heard():
+    """A hangup is not ignored, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
-def test_a_repeated_signal_ends_a_run_at_once_with_its_own_code(second):
+def test_a_repeated_signal_ends_a_run_at_once_with_its_own_code(second, heard):
     with Stop() as stop:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(signal.SIGHUP)

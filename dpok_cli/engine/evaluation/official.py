@@ -65,8 +65,10 @@ def write_official(
 def _geneval(
     benchmark: BenchmarkFile, root: Path, images: Images, changed: list[str]
 ) -> Iterator[tuple[Path, Path]]:
+    column = benchmark.found().column
     for index, line in enumerate(benchmark.lines(0)):
-        if drawn := images(json.loads(line)["prompt"].strip()):
+        prompt = json.loads(line).get(column) or ""  # a line without one is left out
+        if drawn := images(prompt.strip()):
             folder = root / f"{index:05}"
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             write_text(folder / "metadata.jsonl", line.strip() + "\n")

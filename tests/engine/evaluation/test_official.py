@@ -74,6 +74,14 @@ def test_geneval_of_one_tag_keeps_the_numbers_of_the_lines(drawn):
     assert list(check_geneval(folder.path / "geneval" / "tuned", GENEVAL)) == ["00002"]
 
 
+def test_lines_of_geneval_without_a_prompt_are_left_out(drawn, monkeypatch):
+    lines = [GENEVAL[0].replace('"prompt"', '"Prompt"'), '{"tag": "x"}', '{"Prompt": null}']
+    monkeypatch.setattr("support.benchmarks.GENEVAL", [*lines, lines[0].replace("cup", "dog")])
+    _, folder, _ = drawn("geneval")
+    root = folder.path / "geneval" / "tuned"
+    assert sorted(each.name for each in root.iterdir()) == ["00000", "00003"]
+
+
 def test_t2i_compbench(drawn):
     """The prompt is what is before the first underscore, the number what is after the last."""
     _, folder, lines = drawn("t2i-compbench")
