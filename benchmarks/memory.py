@@ -5,7 +5,7 @@
 Each case is a process of its own, which loads a pipeline with random weights (made in FOLDER if it
 is not there) and trains one round of two images, two steps each, in one update of four transitions
 with guidance. The peak is that of the device: what torch allocated on a GPU; on a CPU how far the
-process's largest resident set is above that before the model is loaded, which is the libraries.
+process's largest resident set is above the one before the model is loaded, of the libraries.
 Prints a Markdown table, each case over the first.
 """
 
@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import psutil
 
 from dpok_cli.allocator import keep_freed_memory
 from dpok_cli.config import resolve
@@ -100,7 +102,7 @@ def peak_of(case: str, model: Path, height: int) -> int:
 
     place = {"model": str(model), "height": height, "width": height, "prompts": ("a rabbit",)}
     config = resolve(TrainRLConfig, **ROUND | place | CASES[case])
-    libraries = largest_resident_set()
+    libraries = psutil.Process().memory_info().rss
     loaded = load(config)
     reward = build(config.rewards, loaded.device)
     if case == SECOND:
@@ -113,13 +115,8 @@ def peak_of(case: str, model: Path, height: int) -> int:
         list(train_rl(config, loaded, reward))
     if loaded.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return largest_resident_set() - libraries
-
-
-def largest_resident_set() -> int:
-    """Return the most bytes that this process has had in memory."""
     scale = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale - libraries
 
 
 if __name__ == "__main__":
