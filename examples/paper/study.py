@@ -22,7 +22,7 @@ class Scale:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     #: Rounds of 24 images for one prompt, and for several; SFT gets as many images.
-    rounds: int = 20
+    rounds: int = 30
     rounds_of_many: int = 40
     #: Rounds of 10 images with the paper's own settings.
     rounds_of_paper: int = 50
