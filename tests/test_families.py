@@ -106,6 +106,7 @@ def test_supervised_fine_tuning_from_an_adapter(dpok, model, tmp_path):
     assert result.code == 0, result.err
     one, two = (read_adapter(tmp_path / f"runs/{name}/adapter") for name in ("one", "two"))
     assert [part.keys() for part in one.values()] == [part.keys() for part in two.values()]
+    assert dpok("train-rl", "--resume=two", "--rounds=2", "--quiet").code == 0
 
 
 @pytest.mark.parametrize("command", ["sample", "train-rl"])

@@ -20,12 +20,12 @@ FLAGS = (
 def start(python, pipeline_folder):
     """Start `dpok train-rl` with these flags and more."""
 
-    def start(*more):
+    def start(*more, fresh=False):
         flags = (*FLAGS, f"--model={pipeline_folder}", *more)
         # A buffered stderr, as most have it: a signal in the middle of a write must not break it.
         environment = {"PYTHONUNBUFFERED": ""}
         command = ("-m", "dpok_cli", "train-rl", *flags)
-        return python(*command, environment=environment)
+        return python(*command, environment=environment, fresh=fresh)
 
     return start
 
@@ -38,9 +38,11 @@ def checkpoints(run):
     return sorted(int(folder.name) for folder in (run / "checkpoints").glob("[0-9]*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_run_where_nothing_is_lost(number, code, start, tmp_path):
-    process = start("--rounds=100000")
+@pytest.mark.parametrize(
+    ("number", "code", "fresh"), [(signal.SIGTERM, 143, True), (signal.SIGINT, 130, False)]
+)
+def test_a_signal_ends_a_run_where_nothing_is_lost(number, code, fresh, start, tmp_path):
+    process = start("--rounds=100000", fresh=fresh)
     process.wait_for_line("round 2/")
     process.send(number)
     assert process.wait() == code

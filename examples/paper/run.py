@@ -20,13 +20,12 @@ from threading import Lock
 from typing import Any
 
 from figures import show
-from page import write_page
+from page import BASE, write_page
 from study import EXPERIMENTS, FULL, QUICK, Experiment, PromptSet, Row, Scale, Training, quick
 
 from dpok_cli.strict_json import dumps
 
 REWARDS = ("image-reward", "aesthetic", "judge")
-BASE = "base"
 
 
 def main() -> None:

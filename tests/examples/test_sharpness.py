@@ -88,7 +88,8 @@ def test_installed_it_is_listed_and_trains_and_uninstalled_it_is_gone(environmen
     assert metrics["reward/mean"] == pytest.approx(total, rel=1e-4)
 
     pip("uninstall", "-y", "dpok-reward-sharpness")
-    gone = dpok("rewards", "show", "sharpness")
+    assert "sharpness" not in dpok("rewards").stdout
+    gone = dpok(*SHORT, "--reward", "sharpness")
     assert gone.returncode == 2
     assert gone.stderr.startswith("Error: Unknown reward 'sharpness'.")
 

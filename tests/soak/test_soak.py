@@ -1,7 +1,7 @@
 """Random commands for a while, and what must hold after each of them.
 
-A quarter of a minute in the suite; ``make soak`` takes half an hour, prints each command, and
-repeats them for the same SEED. A violation does not end it: all are listed at the end.
+Twenty seconds in the suite; ``make soak`` takes half an hour, prints each command, and repeats them
+for the same SEED. A violation does not end it: all are listed at the end.
 """
 
 import os
