@@ -28,7 +28,7 @@ class Scale:
     rounds_of_paper: int = 50
     sft_steps: int = 200
     #: Images of a prompt in an evaluation, and where a set has many prompts.
-    samples: int = 40
+    samples: int = 50
     samples_of_many: int = 4
     #: Rounds between sample grids.
     grids: int = 4
