@@ -15,6 +15,7 @@ from dpok_cli.strict_json import dumps
 
 #: Student's t for an interval of 95 %, by the number of seeds.
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+GROUPS = ("seen", "unseen")
 MEASURES = ("image-reward", "aesthetic", "judge", "diversity")
 #: Of ImageReward: evaluations are counted, and diversity is compared, where a run reaches it.
 REACHED = 0.0
@@ -177,7 +178,9 @@ def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Re
     done = {arm: record for arm, record in found.items() if record}
     if not done:
         return []
-    heads = [f"{measure}, {group}" for group in ("seen", "unseen") for measure in MEASURES]
+    scores = [record["scores"] for record in done.values()]
+    groups = [group for group in GROUPS if all(group in each for each in scores)]
+    heads = [f"{measure}, {group}" for group in groups for measure in MEASURES]
     place = f"{path.stem}/{experiment.name}-{prompts.name}.png"
     draw(done, path.parent / place)
     pictures = {
@@ -193,8 +196,8 @@ def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Re
         "",
         f"| arm | denoiser evaluations | {' | '.join(heads)} |",
         "|---" * (len(heads) + 2) + "|",
-        _table_row(BASE, next(iter(done.values())), [BASE]),
-        *(_table_row(arm, record, list(record["runs"])) for arm, record in done.items()),
+        _table_row(BASE, next(iter(done.values())), [BASE], groups),
+        *(_table_row(arm, record, list(record["runs"]), groups) for arm, record in done.items()),
         *(_by_category(prompts, done) if prompts.size > 1 else []),
         "",
         *(f"- {arm}: {text}" for arm, record in done.items() for text in record["warnings"]),
@@ -214,11 +217,11 @@ def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Re
     ]
 
 
-def _table_row(arm: str, record: Record, seeds: Sequence[str]) -> str:
+def _table_row(arm: str, record: Record, seeds: Sequence[str], groups: Sequence[str]) -> str:
     """Return a table's row of the base, or of an arm with its seeds."""
     cells = [
         str(Spread([score(record, seed, measure, group) for seed in seeds]))
-        for group in ("seen", "unseen")
+        for group in groups
         for measure in MEASURES
     ]
     taken = [record["runs"][seed]["denoiser_evaluations"][-1] for seed in seeds if seed != BASE]
@@ -228,7 +231,7 @@ def _table_row(arm: str, record: Record, seeds: Sequence[str]) -> str:
 
 def _by_category(prompts: PromptSet, done: Mapping[str, Record]) -> list[str]:
     """Return a table of ImageReward and the judge by category."""
-    groups = [(group, measure) for group in ("seen", "unseen") for measure in MEASURES[:3:2]]
+    groups = [(group, measure) for group in GROUPS for measure in MEASURES[:3:2]]
     lines = [
         "",
         f"| category | arm | {' | '.join(f'{measure}, {group}' for group, measure in groups)} |",

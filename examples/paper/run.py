@@ -120,7 +120,7 @@ class Study:
                 f"seed-{each.seed}={self._folder(each)}" for each in row.trainings(self.scale.seeds)
             ],
             prompts=seen,
-            unseen_prompts_file=unseen,
+            **({"unseen_prompts_file": unseen} if row.unseen else {}),
             reward=REWARDS,
             samples=self.scale.samples_of_many if many else self.scale.samples,
             output=self._evaluation(row),

@@ -390,6 +390,16 @@ class Row:
         words = re.findall(r"[a-z0-9]+", self.arm.name.lower().replace("'", ""))
         return "-".join([*words, self.prompts.name])
 
+    @property
+    def unseen(self) -> bool:
+        """Whether a claim compares it on unseen prompts."""
+        return any(
+            claim.group == "unseen" and self.arm.name in (claim.above, claim.below)
+            for experiment in EXPERIMENTS
+            if self.prompts in experiment.sets
+            for claim in experiment.claims
+        )
+
     def trainings(self, seeds: tuple[int, ...]) -> list[Training]:
         return [Training(self.arm, self.prompts, seed) for seed in seeds]
 

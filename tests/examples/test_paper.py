@@ -52,6 +52,14 @@ def test_every_row_has_a_name_of_its_own(paper):
     assert all(name.replace("-", "").isalnum() for name in every.values())  # so: folder.log
 
 
+def test_a_row_is_evaluated_on_unseen_prompts_if_a_claim_is_about_them(paper):
+    rows = paper["run"].every(paper["study"].EXPERIMENTS)
+    assert {row.name for row in rows if row.unseen} == {
+        *(f"{arm}-{prompts}" for arm in ("rl", "sft") for prompts in paper["study"].SINGLE),
+        *(f"{arm}-{many}" for arm in ("rl", "rl-value-function") for many in ("four", "fifty")),
+    }
+
+
 def test_claims_are_about_arms_of_their_experiment(paper):
     claims = [
         (experiment, claim)
