@@ -11,8 +11,9 @@ from dpok_cli.display import console, tables
 from dpok_cli.prompts.files import PromptFile
 from dpok_cli.strict_json import dumps
 
-#: How many prompts are shown.
+#: How many prompts are shown, each in one line.
 FIRST = 10
+ENDS = {ord("\n"): r"\n", ord("\r"): r"\r"}
 
 File = Annotated[
     PromptFile,
@@ -34,7 +35,6 @@ def prompts(
     """
     file = _prompts.understood(file, prompt_column)
     found = file.found(category)
-    texts = [entry.prompt for entry in found.entries]
     if as_json:
         entries = [
             {
@@ -45,6 +45,7 @@ def prompts(
         ]
         console.say(dumps(entries, indent=2), console.out)
         return
+    texts = [entry.prompt for entry in found.entries]
     different = len(set(texts))
     some = f"{len(texts)} prompt{'s' * (len(texts) > 1)}"
     repeats = f", {different} different" if different < len(texts) else ""
@@ -52,7 +53,8 @@ def prompts(
     longest = max(texts, key=lambda text: len(text.split()))
     console.say(f"{file.path}: {found.form}{where}.", console.out)
     console.say(f"{some}{repeats}.", console.out)
-    console.say(f"The longest has {len(longest.split())} words: {longest}", console.out)
+    length = len(longest.split())
+    console.say(f"The longest has {length} words: {longest.translate(ENDS)}", console.out)
     for number, column in enumerate(found.categories):
         counts = Counter(entry.categories[number] for entry in found.entries)
         table = tables.PlainTable(column, "prompts")
@@ -61,4 +63,4 @@ def prompts(
         console.show(table)
     console.say(f"\nThe first {len(texts[:FIRST])}:", console.out)
     for text in texts[:FIRST]:
-        console.say(text, console.out)
+        console.say(text.translate(ENDS), console.out)

@@ -37,7 +37,7 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="TOML file of settings that override the preset, such as config.toml of a run.",
+        help="TOML file of settings that override the preset.",
         rich_help_panel="Run",
         metavar="FILE",
     ),

@@ -21,6 +21,8 @@ PRESETS = Path(__file__).parent / "presets"
 
 #: The commands that have settings, and so a table in config files.
 COMMANDS = ("train-rl", "train-sft", "sample", "evaluate")
+#: Those of them that take a run's own settings by --run.
+WITH_RUN = ("sample", "evaluate")
 
 Config = TypeVar("Config", bound=BaseConfig)
 
@@ -108,6 +110,8 @@ def _settings(kind: type[BaseConfig], content: dict[str, Any], file: Path) -> di
             continue
         if isinstance(value, dict):
             raise InputError(f"{file}: there is no table [{key}].{suggest(key, COMMANDS)}")
+        if kind.command in WITH_RUN and file.with_name("metrics.jsonl").exists():
+            raise InputError(f"{file} has the settings of a training: give --run {file.parent}.")
         raise InputError(f"{file}: there is no setting {key!r}.{suggest(key, known)}")
     return top | own
 

@@ -42,6 +42,13 @@ def test_it_shows_what_a_file_is_understood_as(dpok, table):
     assert "1 of its 4 rows have no prompt" in shown.err
 
 
+def test_a_prompt_with_several_lines_is_shown_in_one(dpok, tmp_path):
+    (tmp_path / "set.json").write_text(json.dumps(["a cat\r\nand a\tdog", "a cat"]))
+    lines = dpok("prompts", str(tmp_path / "set.json")).out.splitlines()
+    assert lines[2] == r"The longest has 5 words: a cat\r\nand a" + "\tdog"
+    assert lines[-2:] == [r"a cat\r\nand a" + "\tdog", "a cat"]
+
+
 def test_json_has_all_prompts_of_a_category(dpok, table):
     shown = dpok("prompts", str(table), "--category", "Hard", "--json")
     assert json.loads(shown.out) == [

@@ -5,7 +5,15 @@ import sys
 
 import pytest
 
-from dpok_cli.config import SampleConfig, TrainSFTConfig, presets, resolve, sources
+from dpok_cli.config import (
+    EvaluateConfig,
+    SampleConfig,
+    TrainSFTConfig,
+    presets,
+    resolve,
+    sources,
+    to_toml,
+)
 from dpok_cli.engine.rl.settings import TrainRLConfig
 from dpok_cli.errors import InputError
 
@@ -74,6 +82,17 @@ def test_a_file_can_build_on_a_preset(write):
     config = resolve(TrainRLConfig, "tiny", file, rounds=4)
     assert (config.alpha, config.beta, config.rounds, config.group_size) == (1000.0, 0.5, 4, 1)
     assert config.model.startswith("stable-diffusion-v1-5/")
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, EvaluateConfig])
+def test_a_runs_config_is_no_config_of_sample_and_evaluate(kind, tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(TrainRLConfig()))
+    with pytest.raises(InputError) as error:
+        resolve(kind, file=file)
+    assert str(error.value) == f"{file} has the settings of a training: give --run {tmp_path}."
+    assert resolve(TrainRLConfig, file=file) == TrainRLConfig()
 
 
 def test_the_files_preset_overrides_the_given_one(write):
