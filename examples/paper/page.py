@@ -146,7 +146,8 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         " difference of the two arms that it is about: the mean over three training seeds, with"
         " its interval of 95 %. A claim agrees if the interval is above 0, disagrees if it is"
         " below, and is open otherwise. All commands together took"
-        f" {hours:.1f} hours of one thread.",
+        f" {hours:.1f} hours of one thread. To repeat a row by hand, run `make paper` first, which"
+        " writes the prompt files (it does not repeat what is here), then the row's commands.",
         "",
         "| claim | source | difference | |",
         "|---|---|---|---|",
@@ -158,8 +159,8 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
     ]
     for experiment in experiments:
         lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
-        if experiment.text:
-            lines += ["", experiment.text]
+        for text in filter(None, (experiment.text, experiment.found)):
+            lines += ["", text]
         for prompts in experiment.sets:
             lines += _section(path, experiment, prompts, records)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
