@@ -19,9 +19,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from experiments import EXPERIMENTS, has_unseen, quick
 from figures import show
 from page import BASE, write_page
-from study import EXPERIMENTS, FULL, QUICK, Experiment, PromptSet, Row, Scale, Training, quick
+from study import FULL, QUICK, Experiment, PromptSet, Row, Scale, Training
 
 from dpok_cli.strict_json import dumps
 
@@ -120,7 +121,7 @@ class Study:
                 f"seed-{each.seed}={self._folder(each)}" for each in row.trainings(self.scale.seeds)
             ],
             prompts=seen,
-            **({"unseen_prompts_file": unseen} if row.unseen else {}),
+            **({"unseen_prompts_file": unseen} if has_unseen(row) else {}),
             reward=REWARDS,
             samples=self.scale.samples_of_many if many else self.scale.samples,
             output=self._evaluation(row),

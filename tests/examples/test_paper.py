@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "paper"
 @pytest.fixture(scope="module")
 def paper():
     """The modules of the study, by name."""
-    names = ("study", "figures", "page", "run")
+    names = ("study", "experiments", "figures", "page", "run")
     sys.path.insert(0, str(FOLDER))
     try:
         yield {name: importlib.import_module(name) for name in names}
@@ -29,8 +29,9 @@ def paper():
 
 def test_every_command_is_understood(paper, dpok, tmp_path):
     study = paper["run"].Study(tmp_path / "out", tmp_path / "rows", paper["study"].FULL)
-    arms = {row.arm.name: row for row in paper["run"].every(paper["study"].EXPERIMENTS)}
-    assert arms.keys() == paper["study"].ARMS.keys()
+    experiments = paper["experiments"].EXPERIMENTS
+    arms = {row.arm.name: row for row in paper["run"].every(experiments)}
+    assert arms.keys() == {arm.name for experiment in experiments for arm in experiment.arms}
     for row in arms.values():
         training = row.trainings((0,))[0]
         command = study.train(training)
@@ -45,7 +46,7 @@ def test_every_command_is_understood(paper, dpok, tmp_path):
 def test_every_row_has_a_name_of_its_own(paper):
     every = {
         (row.arm.name, row.prompts.name): row.name
-        for experiment in paper["study"].EXPERIMENTS
+        for experiment in paper["experiments"].EXPERIMENTS
         for row in experiment.rows
     }
     assert len({*every.values()}) == len(every) == 31
@@ -53,9 +54,9 @@ def test_every_row_has_a_name_of_its_own(paper):
 
 
 def test_a_row_is_evaluated_on_unseen_prompts_if_a_claim_is_about_them(paper):
-    rows = paper["run"].every(paper["study"].EXPERIMENTS)
-    assert {row.name for row in rows if row.unseen} == {
-        *(f"{arm}-{prompts}" for arm in ("rl", "sft") for prompts in paper["study"].SINGLE),
+    rows = paper["run"].every(paper["experiments"].EXPERIMENTS)
+    assert {row.name for row in rows if paper["experiments"].has_unseen(row)} == {
+        *(f"{arm}-{prompts}" for arm in ("rl", "sft") for prompts in paper["experiments"].SINGLE),
         *(f"{arm}-{many}" for arm in ("rl", "rl-value-function") for many in ("four", "fifty")),
     }
 
@@ -63,7 +64,7 @@ def test_a_row_is_evaluated_on_unseen_prompts_if_a_claim_is_about_them(paper):
 def test_claims_are_about_arms_of_their_experiment(paper):
     claims = [
         (experiment, claim)
-        for experiment in paper["study"].EXPERIMENTS
+        for experiment in paper["experiments"].EXPERIMENTS
         for claim in experiment.claims
     ]
     for experiment, claim in claims:
@@ -120,7 +121,7 @@ def test_the_diversity_at_a_reward(paper):
 
 def test_a_difference_is_that_of_the_seeds_over_all_prompt_sets(paper):
     page, study = paper["page"], paper["study"]
-    experiment = next(each for each in study.EXPERIMENTS if each.name == "many")
+    experiment = next(each for each in paper["experiments"].EXPERIMENTS if each.name == "many")
     claim = study.Claim("", "", "RL", "base", "judge", "unseen", "count")
 
     def record(base, *seeds):

@@ -1,0 +1,276 @@
+"""The experiments of Fan et al. 2023 (arXiv 2305.16381) on the tiny world, and some of our own."""
+
+from dataclasses import replace
+from itertools import combinations, product
+
+from study import Arm, Claim, Experiment, PromptSet, Row
+
+from dpok_cli.tiny.words import PAPER_PROMPTS, UNSEEN_PROMPTS
+
+# --------------------------------------------------------------------------------- the prompt sets
+
+SINGLE = {
+    category: PromptSet(category, {category: (prompt,)}, {category: (UNSEEN_PROMPTS[category],)})
+    for category, prompt in PAPER_PROMPTS.items()
+}
+FOUR = PromptSet(
+    "four",
+    {category: (prompt,) for category, prompt in PAPER_PROMPTS.items()},
+    {category: (prompt,) for category, prompt in UNSEEN_PROMPTS.items()},
+)
+_ANIMALS = ("rabbit", "cat", "dog", "wolf")
+_PLURALS = ("rabbits", "cats", "dogs", "wolves")
+FIFTY = PromptSet(
+    "fifty",
+    {
+        "colour": tuple(
+            f"A {colour} {animal}."
+            for colour, animal in product(("green", "blue", "red", "yellow"), _ANIMALS[:3])
+        ),
+        "count": tuple(
+            f"{count} {animals} in the park."
+            for count, animals in product(("Two", "Three", "Four"), _PLURALS)
+        ),
+        "composition": tuple(f"A {one} and a {other}." for one, other in combinations(_ANIMALS, 2)),
+        "location": tuple(
+            f"A {animal} {place}."
+            for place, animal in product(
+                ("on the moon", "on the beach", "in the snow", "in a room", "in the park"), _ANIMALS
+            )
+        ),
+    },
+    {
+        "colour": ("A green lion.", "A blue bird.", "A red cup.", "A purple rabbit."),
+        "count": ("Three birds in the park.", "Four lions in the park.", "Two cups in the park."),
+        "composition": ("A cat and a cup.", "A lion and a dog.", "A bird and a rabbit."),
+        "location": ("A lion on the moon.", "A bird on the beach.", "A lion in the snow."),
+    },
+)
+
+# ---------------------------------------------------------------------------------------- the arms
+
+RL = Arm("RL", "train-rl", {"patience": 0})
+RL_LITTLE_KL = RL.but("RL, a tenth of the KL", beta=0.03, kl_target=0.0)
+RL_WITHOUT_KL = RL.but("RL, no KL", beta=0.0, kl_target=0.0)
+RL_WITH_VALUE = RL.but("RL, value function", advantage="value")
+SFT = Arm("SFT", "train-sft")
+SFT_KL = {
+    (form, gamma): replace(
+        SFT.but(f"SFT, {form.upper()} {gamma:g}", kl_form=form, gamma=gamma), images_of=SFT
+    )
+    for form, gamma in product(("kl-d", "kl-o"), (0.1, 1.0, 2.0, 5.0))
+}
+SFT_THEN_RL = replace(RL.but("SFT, then RL"), starts_from=SFT)
+POLICY_GRADIENT = RL.but("policy gradient", objective="dpok", beta=0.01, kl_target=0.0)
+KL_IN_LOSS = POLICY_GRADIENT.but("policy gradient, KL in the loss", kl="gaussian")
+KL_IN_REWARD = KL_IN_LOSS.but("policy gradient, KL in the reward", kl_in="reward")
+PLAIN_REWARD = POLICY_GRADIENT.but("policy gradient, no baseline", advantage="reward")
+LEARNED_BASELINE = POLICY_GRADIENT.but("policy gradient, value function", advantage="value")
+FORWARD = RL.but("DiffusionNFT", objective="nft")
+PAPER = Arm(
+    "the paper's settings",
+    "train-rl",
+    {
+        "preset": "sd15",
+        "model": "tiny",
+        "reward": "image-reward:model=tiny",
+        # The sampler is the model's.
+        "num_inference_steps": 20,
+        "guidance_scale": 3.0,
+    },
+)
+
+
+# --------------------------------------------------------------------------------- the experiments
+
+
+def _on_both(text: str, source: str, above: Arm, below: str, *measures: str) -> tuple[Claim, ...]:
+    """Claim something of seen and of unseen prompts, in each of some measures."""
+    return tuple(
+        Claim(f"{text} ({measure}, {group} prompts)", source, above.name, below, measure, group)
+        for group in ("seen", "unseen")
+        for measure in measures
+    )
+
+
+def _in(measures: tuple[str, ...], text: str, above: Arm, below: str, source: str) -> list[Claim]:
+    return [
+        Claim(f"{text} ({measure})", source, above.name, below, measure) for measure in measures
+    ]
+
+
+_SCORES = ("image-reward", "aesthetic", "judge")
+_OWN = "beyond the paper"
+EXPERIMENTS = (
+    Experiment(
+        "methods",
+        "RL against supervised fine-tuning",
+        tuple(SINGLE.values()),
+        (SFT, RL),
+        (
+            *_on_both("RL is above SFT", "Sec. 5.2, Fig. 2", RL, "SFT", *_SCORES),
+            *_on_both("RL is above the base", "Sec. 5.2, Fig. 2", RL, "base", *_SCORES),
+            *_on_both("SFT is above the base", "Sec. 5.2, Fig. 2", SFT, "base", "image-reward"),
+        ),
+        "One adapter for each prompt. Both are trained on ImageReward and see as many images, which"
+        " RL draws with the policy as it is, and SFT with the base. The judge says whether an image"
+        " shows what the prompt asks for, and neither is trained on it.",
+    ),
+    Experiment(
+        "kl",
+        "KL regularisation",
+        (SINGLE["colour"],),
+        (RL, RL_WITHOUT_KL, KL_IN_LOSS, KL_IN_REWARD, SFT, *SFT_KL.values()),
+        (
+            *_in(
+                ("image-reward", "aesthetic", "diversity", "diversity at equal reward"),
+                "RL is better with the KL",
+                RL,
+                RL_WITHOUT_KL.name,
+                "Sec. 5.3",
+            ),
+            *_in(
+                ("image-reward", "aesthetic", "diversity"),
+                "The KL is better in the loss than in the reward",
+                KL_IN_LOSS,
+                KL_IN_REWARD.name,
+                "Sec. 4.3",
+            ),
+            *(
+                claim
+                for (form, gamma), arm in SFT_KL.items()
+                for claim in _in(
+                    ("image-reward", "aesthetic"),
+                    f"SFT is better with {form.upper()} and gamma {gamma:g}",
+                    arm,
+                    "SFT",
+                    "Sec. 5.3",
+                )
+            ),
+        ),
+        "The KL's weight is beta in RL, and gamma in SFT, which has the paper's two forms: KL-D"
+        " shifts the reward, KL-O weighs a distance to the base's predictions. The KL in the reward"
+        " is the trajectory's log-ratio (`--kl-in reward`). Diversity at equal reward is the part"
+        " of its diversity that the sample grid keeps where its mean ImageReward is 0.",
+    ),
+    Experiment(
+        "bias",
+        "A prompt that captions mislead",
+        (SINGLE["colour"],),
+        (RL,),
+        tuple(
+            _in(
+                ("judge",),
+                "RL corrects what captions taught: the rabbit is green",
+                RL,
+                "base",
+                "Sec. 5.4",
+            )
+        ),
+        "The paper's base model draws whiskey for 'Four roses', as the web does. The tiny model was"
+        " trained on images of which 95 % do not show the colour where the caption says a green"
+        " rabbit, but a natural one, and so does it.",
+    ),
+    Experiment(
+        "many",
+        "One adapter for many prompts",
+        (FOUR, FIFTY),
+        (RL, RL_WITH_VALUE),
+        (
+            *_on_both("One adapter is above the base", "Sec. 5.5", RL, "base", *_SCORES),
+            *(
+                replace(
+                    _on_both(f"In {category} as well", "Sec. 5.5", RL, "base", "image-reward")[0],
+                    category=category,
+                )
+                for category in FOUR.seen
+            ),
+            *_on_both(
+                "The value function helps", "App. A.5", RL_WITH_VALUE, "RL", "image-reward", "judge"
+            ),
+        ),
+        "The four prompts together, and fifty of the same categories. Unseen prompts are of other"
+        " animals, colours and places.",
+    ),
+    Experiment(
+        "settings",
+        "The paper's settings and the default",
+        (SINGLE["colour"],),
+        (PAPER, RL),
+        (
+            Claim(
+                "The paper's settings need more evaluations to a mean ImageReward of 0",
+                _OWN,
+                PAPER.name,
+                "RL",
+                "evaluations to the reward",
+            ),
+            *_in(_SCORES[::2], "The default ends above them", RL, PAPER.name, _OWN),
+        ),
+        "The paper's settings are those of `--preset sd15` with the tiny model's sampler; they are"
+        " made for a model 200 times as large. Evaluations are counted, in thousands, until the"
+        " mean ImageReward of three rounds is 0, or to the end of a run where it never is.",
+    ),
+    Experiment(
+        "objectives",
+        "Objectives, advantages, and SFT first",
+        (SINGLE["location"],),
+        (RL, POLICY_GRADIENT, PLAIN_REWARD, LEARNED_BASELINE, FORWARD, SFT, SFT_THEN_RL),
+        (
+            *(
+                claim
+                for arm in (POLICY_GRADIENT, FORWARD)
+                for claim in _in(_SCORES[::2], f"Both losses beat {arm.name}", RL, arm.name, _OWN)
+            ),
+            *(
+                claim
+                for arm in (PLAIN_REWARD, LEARNED_BASELINE)
+                for claim in _in(
+                    _SCORES[::2],
+                    f"The prompt's baseline beats {arm.name}",
+                    POLICY_GRADIENT,
+                    arm.name,
+                    _OWN,
+                )
+            ),
+            *_in(_SCORES[::2], "SFT first beats RL alone", SFT_THEN_RL, "RL", _OWN),
+        ),
+        "All on the same budget of images. SFT then RL has SFT's images on top.",
+    ),
+    Experiment(
+        "hacking",
+        "Reward hacking as the KL goes",
+        (SINGLE["composition"],),
+        (RL, RL_LITTLE_KL, RL_WITHOUT_KL),
+        (
+            *_in(_SCORES, "RL is better with the KL", RL, RL_WITHOUT_KL.name, "Sec. 5.3"),
+            *_in(_SCORES[1:], "A tenth of the KL is too little", RL, RL_LITTLE_KL.name, _OWN),
+            Claim(
+                "The evaluation warns of it without the KL",
+                _OWN,
+                RL_WITHOUT_KL.name,
+                "RL",
+                "warnings",
+            ),
+        ),
+        "For this prompt ImageReward also likes two cats or two dogs, which the judge does not. The"
+        " evaluation warns where a score that was not trained on falls while ImageReward rises.",
+    ),
+)
+
+
+def quick() -> tuple[Experiment, ...]:
+    """Return RL against the base on one prompt."""
+    first = EXPERIMENTS[0]
+    claims = tuple(each for each in first.claims if {each.above, each.below} == {RL.name, "base"})
+    return (replace(first, sets=first.sets[:1], arms=(RL,), claims=claims),)
+
+
+def has_unseen(row: Row) -> bool:
+    """Whether a claim compares a row on unseen prompts."""
+    return any(
+        claim.group == "unseen" and row.arm.name in (claim.above, claim.below)
+        for experiment in EXPERIMENTS
+        if row.prompts in experiment.sets
+        for claim in experiment.claims
+    )
