@@ -6,7 +6,6 @@ it. What must hold follows from the folder as it is just before the command.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -14,10 +13,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from soak.files import strict
 from soak.odd import BAD, NAMES, PLACES, PROMPTS
+from soak.outcome import complete, is_filled, is_no_text, is_set_of, may_have_ended, results
 from soak.world import Command, Streams, World, command_of, config_of, is_trained, records
 
 #: Settings with which a training takes about a second.
@@ -88,10 +87,13 @@ class Training(Action):
             self.runs, self.name = "runs", f"run-{chance.randrange(100)}"
         self.prompts = chance.sample(PROMPTS, chance.choice((1, 1, 2)))
         self.length = chance.randint(1, 4)
+        self.patience = chance.choice((0, 1, 2)) if self.command == "train-rl" else 0
         own = RL if self.command == "train-rl" else [*SFT, "--images=4", "--gamma=5"]
         unit = "rounds" if self.command == "train-rl" else "steps"
         flags = [*own, *SMALL, f"--{unit}={self.length}", f"--reward={chance.choice(JPEG)}"]
         flags += [f"--prompt={text}" for text in self.prompts]
+        if self.command == "train-rl":
+            flags.append(f"--patience={self.patience}")
         if self.command == "train-rl" and chance.random() < 0.3:
             flags += ["--advantage=value", "--value-updates=1", "--buffer-size=16"]
         if chance.random() < 0.1:
@@ -119,23 +121,17 @@ class Training(Action):
             self.codes = {2}
 
     def is_complete(self, world: World) -> bool:
-        return len(records(world.path(self.where) / "metrics.jsonl")) >= self.length
+        run = world.path(self.where)
+        return may_have_ended(run) or len(records(run / "metrics.jsonl")) >= self.length
 
     def check(self, world: World, done: Command) -> Iterator[str]:
-        yield from complete(world.path(self.where), self.command, self.length if self.alone else 0)
+        run = world.path(self.where)
+        length = self.length if self.alone and not may_have_ended(run) else 0
+        yield from complete(run, self.command, length)
         settings = config_of(world.path(self.where)) or {}
         if settings.get("prompts") != self.prompts:
             yield f"config.toml has other prompts: {settings.get('prompts')!r}"
         yield from results(done, "Adapter: ")
-
-
-def is_set_of(settings: dict[str, Any], folder: Path) -> bool:
-    """Whether an image set was drawn for a run with these settings."""
-    try:
-        made = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return made.get("prompts") == list(settings["prompts"])
 
 
 class Resume(Action):
@@ -165,15 +161,19 @@ class Resume(Action):
         asked = max(1, self.run.length + self.more) if self.more else settings[unit]
         self.length = asked
         self.codes = {0} if asked >= done and not untold else {2}
+        if self.run.patience and asked > settings[unit]:
+            self.codes |= {2}  # patience may have ended it
         if (shared := settings.get("dataset")) and not is_set_of(settings, Path(shared)):
             self.codes |= {2}  # another run has filled the folder since, or it was removed
 
     def is_complete(self, world: World) -> bool:
-        return len(records(world.path(self.run.where) / "metrics.jsonl")) >= self.length
+        run = world.path(self.run.where)
+        return may_have_ended(run) or len(records(run / "metrics.jsonl")) >= self.length
 
     def check(self, world: World, done: Command) -> Iterator[str]:
         path = world.path(self.run.where)
-        yield from complete(path, self.command, self.length if self.alone else 0)
+        length = self.length if self.alone and not may_have_ended(path) else 0
+        yield from complete(path, self.command, length)
         yield from results(done, "Adapter: ")
 
 
@@ -398,38 +398,3 @@ def named(chance: Random, run: Training, flag: str, several: bool = False) -> li
     if by_name and run.name != "latest":  # which is the newest of all
         return [f"{flag}={run.name}", f"--runs-dir={run.runs}"]
     return [f"{flag}={run.where}"]
-
-
-def complete(run: Path, command: str, length: int) -> Iterator[str]:
-    """Yield what a run that ended well lacks; a ``length`` of 0 is any."""
-    unit = "round" if command == "train-rl" else "step"
-    numbers = [record[unit] for record in records(run / "metrics.jsonl")]
-    if not numbers or numbers != list(range(1, (length or len(numbers)) + 1)):
-        yield f"metrics.jsonl has {unit}s {numbers}, not 1 to {length or 'the last'}"
-    for name in ("summary.json", "config.toml", "run.json", "adapter/README.md"):
-        if not (run / name).is_file():
-            yield f"there is no {name}"
-    if not is_trained(run):
-        yield "there is no adapter"
-
-
-def results(done: Command, start: str, end: str = "") -> Iterator[str]:
-    """Yield that stdout lacks the line of its result, or names a file that is not there."""
-    if done.action.streams.out:
-        return
-    for line in done.out.splitlines():
-        if line.startswith(start) and line.endswith(end):
-            return
-    yield f"stdout names no result: {done.out[-200:]!r}"
-
-
-def is_no_text(text: str) -> bool:
-    """Whether it holds bytes that were no UTF-8."""
-    return any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
-def is_filled(folder: Path) -> bool:
-    """Whether there is a folder with files, but for a lock that a killed command left."""
-    if not os.path.isdir(folder):  # unlike `Path.is_dir`, no error for a name that is too long
-        return False
-    return any(not name.startswith(".lock") for name in os.listdir(folder))

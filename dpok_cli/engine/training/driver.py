@@ -67,10 +67,14 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
             f"The run already has {number} {loop.unit}s: give --{loop.unit}s {number} or more."
         )
     if watch.is_over:
-        raise InputError(
+        said = (
             f"The run ended after {loop.unit} {number}, since {config.patience} sample grids in a"
             " row brought no better reward: give a larger --patience, or 0, to train on."
         )
+        # Without more to do it is like one with all its rounds: what comes after them may be left.
+        if session.run and session.run.read_config()[f"{loop.unit}s"] < loop.last:
+            raise InputError(said)
+        session.warn(said)
     if session.run and session.is_main:
         note_versions(session.run.path, reward, session.warn)
     outputs.resume(number)

@@ -193,11 +193,19 @@ def test_the_best_adapter_is_that_of_its_round(trained):
     assert all(torch.equal(best[name], first[name]) for name in best)
 
 
-def test_a_run_that_patience_ended_is_not_resumed_by_itself(trained):
+def test_a_run_that_patience_ended_is_trained_on_with_more_patience_alone(trained):
     run, _, _ = trained(0.0, 2.0, 1.0, 1.5)
+    kept = load_file(run.adapter / ADAPTER_FILE)
+    with pytest.warns(UserWarning, match="The run ended after round 3, since 2 sample grids"):
+        _, model, records = trained(0.0)
+    assert records == []
+    # It ends as a run with all its rounds: the comparison after training may be missing.
+    model.adapter.save(run.path / "now")
+    now = load_file(run.path / "now" / ADAPTER_FILE)
+    assert all(torch.equal(kept[name], now[name]) for name in kept)
     with pytest.raises(InputError, match="The run ended after round 3, since 2 sample grids"):
-        trained(0.0)
-    assert len(run.history()) == 3
+        trained(0.0, rounds=7)
+    assert (len(run.history()), run.read_config()["rounds"]) == (3, 6)
     _, _, records = trained(scores=(0.0, 1.0, 0.0, 1.0), patience=4)
     assert [record["round"] for record in records] == [4, 5]
 
