@@ -9,7 +9,7 @@ import typer
 
 from dpok_cli.display import console, tables
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel, defines
+from dpok_cli.rewards.base import RewardModel, defines
 from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.strict_json import dumps
 
@@ -226,7 +226,9 @@ def _weights(reward: type[RewardModel]) -> str:
         return f"by {needed[0]}="
     try:
         is_here = all(file.exists() for file in reward().files(local_only=True))
-    except PLUGIN_ERRORS:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a plugin may raise anything
         is_here = False
     return "here" if is_here else "not here" + (" (model=tiny is)" if reward.has_tiny else "")
 

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-#: What a plugin's code may raise; argparse at import, for instance, exits.
-PLUGIN_ERRORS = (Exception, SystemExit)
-
-
 class RewardModel:
     """A score for an image and its prompt; the docstring's first line is shown by ``dpok rewards``.
 
@@ -125,7 +121,9 @@ class RewardModel:
         if not self._loaded:
             try:
                 self.load()
-            except PLUGIN_ERRORS as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin may raise anything
                 raise self._error(error, "could not be loaded: ") from error
             self._loaded = True
 
@@ -162,7 +160,9 @@ class RewardModel:
         images = images.to(self.device, torch.float32, copy=True)
         try:
             scores = score(images, what)
-        except PLUGIN_ERRORS as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
             raise self._error(error) from error
         if not isinstance(scores, torch.Tensor):
             raise self._error(f"returned {type(scores).__name__}, not a tensor")

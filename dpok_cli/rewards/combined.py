@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dpok_cli.errors import RewardError
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.offload import at_work
 from dpok_cli.rewards.unread import unread_line
 
@@ -74,7 +74,9 @@ class WeightedReward:
             reward.prepare()
             try:
                 lines.append(unread_line(key, prompts, reward.unread))
-            except PLUGIN_ERRORS as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin may raise anything
                 raise RewardError(f"{key}: unread: {type(error).__name__}: {error}") from error
         return [line for line in lines if line]
 

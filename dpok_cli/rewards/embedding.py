@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.config import TINY
-from dpok_cli.rewards.base import PLUGIN_ERRORS
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.manager import build
 from dpok_cli.rewards.offload import at_work
@@ -42,7 +41,9 @@ def image_embedding(
         (reward, _) = build([spec], device).rewards["clip"]
         if not all(file.exists() for file in reward.files(local_only=True)):
             return None
-    except PLUGIN_ERRORS:  # no such plugin, or not allowed, or no such files
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # no such plugin, or not allowed, or no such files
         return None
     if loaded:
         for other, _ in loaded.rewards.values():

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from dpok_cli.config import TINY
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel
+from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.rewards.manager import registry
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
@@ -71,5 +71,7 @@ def _is_available(text: str, model: str) -> bool:
         return bundled == (model == TINY) and all(
             file.exists() for file in reward.files(local_only=True)
         )
-    except PLUGIN_ERRORS:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a plugin may raise anything
         return False

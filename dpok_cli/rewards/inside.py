@@ -34,7 +34,9 @@ def main(file, options, device):
     threading.Thread(target=read, args=(requests, lines), daemon=True).start()
     try:
         score = runpy.run_path(file)["load"](json.loads(options), device)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
         return say(failure(error))
     say({"ready": True})
     while True:
@@ -42,7 +44,9 @@ def main(file, options, device):
         try:
             images = [picture(text) for text in message["images"]]
             scores = [float(each) for each in score(images, message["prompts"])]
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
             say(failure(error))
         else:
             say({"scores": scores})

@@ -16,7 +16,7 @@ import pluggy
 
 from dpok_cli.errors import InputError, RewardError, suggest
 from dpok_cli.rewards import hookspecs
-from dpok_cli.rewards.base import PLUGIN_ERRORS, RewardModel, defines
+from dpok_cli.rewards.base import RewardModel, defines
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.environment import Environment
 from dpok_cli.rewards.isolated import EnvironmentReward
@@ -103,7 +103,9 @@ def registry() -> Registry:
                 _check(reward)
             if not found:
                 raise RewardError("it registers no reward")
-        except PLUGIN_ERRORS as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise anything
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             result.failures[plugin] = reason
             if manager.has_plugin(plugin):
@@ -170,7 +172,9 @@ def _resolve(specs: Sequence[str], tiny: bool) -> list[tuple[type[RewardModel], 
 def _make(cls: type[RewardModel], options: Any, device: str | torch.device) -> RewardModel:
     try:
         return cls(options, device)
-    except PLUGIN_ERRORS as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything
         raise RewardError(f"{cls.name}: {type(error).__name__}: {error}") from error
 
 

@@ -180,6 +180,8 @@ def test_gradients_flow_through_the_copy():
 def test_a_plugin_that_exits_is_an_error_in_its_name():
     with pytest.raises(RewardError, match="odd: SystemExit: 3"):
         returns(SystemExit(3)).score(plain(), ["a", "b", "c"])
+    with pytest.raises(RewardError, match="odd: GeneratorExit: gone"):
+        returns(GeneratorExit("gone")).score(plain(), ["a", "b", "c"])
     with pytest.raises(KeyboardInterrupt):  # the user's, not the plugin's
         returns(KeyboardInterrupt()).score(plain(), ["a", "b", "c"])
 

@@ -104,6 +104,8 @@ NO_CLASS = named("half").replace("register(Reward)", "register(Reward); register
         ("1 / 0", "ZeroDivisionError"),
         ("import argparse\nargparse.ArgumentParser().parse_args(['--none'])", "SystemExit: 2"),
         ("raise SystemExit(0)", "SystemExit: 0"),
+        ("import asyncio\nraise asyncio.CancelledError('gone')", "CancelledError: gone"),
+        ("class Skipped(BaseException): ...\nraise Skipped('no GPU')", "Skipped: no GPU"),
         ("def f(:", "SyntaxError"),
         (named("half") + "    raise OSError('gone')", "OSError: gone"),
         ("", "it registers no reward"),

@@ -24,7 +24,6 @@ from dpok_cli.engine.bases.structure import size_of_denoiser, structure
 from dpok_cli.engine.distributed import all_gather_object
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.base import PLUGIN_ERRORS
 from dpok_cli.rewards.manager import build
 
 FLOAT = 4  # bytes; latents, images, the adapter and its optimizer are in float32
@@ -217,7 +216,9 @@ def _rewards(config: TrainingConfig) -> tuple[int, tuple[str, ...]]:
     for name, (reward, _) in build(config.rewards, tiny=config.model == TINY).rewards.items():
         try:
             total += sum(file.stat().st_size for file in reward.files(local_only=True))
-        except (OSError, *PLUGIN_ERRORS):
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # a plugin may raise anything
             unknown.append(name)
     return total, tuple(unknown)
 
