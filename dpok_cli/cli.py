@@ -144,6 +144,7 @@ def main() -> None:
     # These libraries' warnings are for developers; the user's own setting of a variable is kept.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         code = run(sys.argv[1:])
     finally:

@@ -146,9 +146,14 @@ def check_plan(
         if change is None:
             part, size = max(plan.peak.parts.items(), key=lambda item: item[1])
             tried = f"Even with {' '.join(given.values())} it" if given else "It"
+            fewer = (
+                " fewer --samples-per-round,"
+                if (part, config.command) == ("samples", "train-rl")
+                else ""
+            )
             raise InputError(
                 f"{said} {tried} needs {gigabytes(plan.peak.total)}, of which the {part} take"
-                f"{'s' if part[-1] != 's' else ''} {gigabytes(size)}: use a smaller model, a"
+                f"{'s' if part[-1] != 's' else ''} {gigabytes(size)}: use{fewer} a smaller model, a"
                 " smaller --height and --width, or a device with more memory."
             )
         config = replace(config, **change)

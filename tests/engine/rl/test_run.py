@@ -194,15 +194,26 @@ def test_broken_images_are_not_blamed_on_the_reward(model, make_config, green):
 
 
 @pytest.mark.parametrize(
-    ("changes", "scheduler"),
+    ("changes", "scheduler", "said"),
     [
-        (dict(num_inference_steps=1), dict(set_alpha_to_one=True, steps_offset=0)),
-        (dict(eta=1e-5), {}),
+        (
+            dict(num_inference_steps=1, noise_window=False),
+            dict(set_alpha_to_one=True, steps_offset=0),
+            "--eta 1.0 and --num-inference-steps 1 leave no step with noise in it, so there is no"
+            " policy: raise them.",
+        ),
+        (
+            dict(eta=1e-5, num_inference_steps=3, timestep_fraction=0.5, noise_window=True),
+            {},
+            "--eta 1e-05 and --num-inference-steps 3 with --timestep-fraction 0.5 leave no step"
+            " with noise in it, so there is no policy: raise them, or give --no-noise-window.",
+        ),
     ],
 )
-def test_no_stochastic_step_is_refused(make_model, make_config, green, changes, scheduler):
-    with pytest.raises(InputError, match="eta|num_inference_steps"):
+def test_no_stochastic_step_is_refused(make_model, make_config, green, changes, scheduler, said):
+    with pytest.raises(InputError) as error:
         train(make_config(**changes), make_model(**scheduler), green)
+    assert str(error.value) == said
 
 
 def test_more_steps_than_the_model_was_trained_for_are_refused(model, make_config, green):

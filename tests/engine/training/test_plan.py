@@ -199,6 +199,10 @@ def test_a_model_that_fits_nowhere_is_refused_with_its_largest_part(settings, mo
     config = settings(offload=True, precision="bf16", sample_batch_size=2)
     with pytest.raises(InputError, match=r"use a smaller model, a smaller --height and --width"):
         check_plan(plan_memory(config, GPU), config, GPU)
+    monkeypatch.setattr(module, "_less", lambda *_: iter(()))
+    plan = Plan((Phase("update", {"samples": 5 * 10**9, "denoiser": 2 * 10**9}),), 6 * 10**9, ())
+    with pytest.raises(InputError, match="use fewer --samples-per-round, a smaller model"):
+        check_plan(plan, config, GPU)
 
 
 @TRANSFORMER

@@ -183,10 +183,13 @@ class DPOK(KLObjective):
     def __init__(self, *parts: Any):
         super().__init__(*parts)
         if not len(self.sampler.denoising.stochastic):
+            config = self.config
+            window = config.noise_window
+            share = f" with --timestep-fraction {config.timestep_fraction}" if window else ""
             raise InputError(
-                f"--eta {self.config.eta} and --num-inference-steps"
-                f" {self.config.num_inference_steps} leave no step with noise in it, so there is no"
-                " policy: raise them."
+                f"--eta {config.eta} and --num-inference-steps {config.num_inference_steps}{share}"
+                " leave no step with noise in it, so there is no policy: raise them"
+                f"{', or give --no-noise-window' if window else ''}."
             )
 
     @property
