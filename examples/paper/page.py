@@ -152,17 +152,20 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         "| claim | source | difference | |",
         "|---|---|---|---|",
         *(
-            f"| [{claim.text}](#{one.name}) | {claim.source} | {spread or ''} |"
-            f" {spread.verdict if spread else 'not run'} |"
+            f"| [{claim.text}](#{one.name}) | {claim.source} | {spread} | {spread.verdict} |"
             for one, claim, spread in found
+            if spread
         ),
     ]
+    if missing := sum(spread is None for *_, spread in found):
+        lines += ["", f"Not run yet, and run by `make paper`: {missing} more claims."]
     for experiment in experiments:
-        lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
-        for text in filter(None, (experiment.text, experiment.found)):
-            lines += ["", text]
-        for prompts in experiment.sets:
-            lines += _section(path, experiment, prompts, records)
+        sections = [_section(path, experiment, prompts, records) for prompts in experiment.sets]
+        if any(sections):
+            lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
+            for text in filter(None, (experiment.text, experiment.found)):
+                lines += ["", text]
+        lines += [line for section in sections for line in section]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     numbers = [
         {"experiment": one.name, "claim": claim.text, "by_seed": list(spread.values)}

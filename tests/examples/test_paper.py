@@ -137,6 +137,17 @@ def test_a_difference_is_that_of_the_seeds_over_all_prompt_sets(paper):
     assert page.difference(claim, experiment, {**records, "rl-fifty": None}) is None
 
 
+def test_a_page_says_how_many_claims_are_not_run(paper, tmp_path):
+    experiments = paper["experiments"].EXPERIMENTS
+    records = dict.fromkeys(row.name for row in paper["run"].every(experiments))
+    paper["page"].write_page(tmp_path / "paper.md", experiments, records)
+    claims = sum(len(experiment.claims) for experiment in experiments)
+    text = (tmp_path / "paper.md").read_text(encoding="utf-8")
+    assert f"Not run yet, and run by `make paper`: {claims} more claims." in text
+    assert "## " not in text
+    assert json.loads((tmp_path / "paper.json").read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.slow
 def test_a_quick_study(paper, tmp_path):
     """Three rounds make more rabbits green; the page says so, and is not made anew."""
