@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from dpok_cli.errors import InputError
@@ -42,6 +41,8 @@ class Environment:
 
     def shared_versions(self) -> dict[str, str]:
         """Return the versions of those ``shared`` packages that dpok's environment has."""
+        from importlib.metadata import PackageNotFoundError, version
+
         found = {}
         for name in self.shared:
             try:
