@@ -81,11 +81,9 @@ def test_train_resume_sample_evaluate_export(dpok, model, family, tmp_path):
     assert {row["model"] for row in rows} == {"base", "one"}
 
     form = "kohya" if family == "sdxl" else "diffusers"
-    assert whole.out.splitlines()[
-        -1
-    ] == f"For ComfyUI{' or A1111' * (family == 'sdxl')}: dpok export" + (
-        f" runs/two --format {form}"
-    )
+    tools = "ComfyUI or A1111" if family == "sdxl" else "ComfyUI"
+    last = whole.out.splitlines()[-1]
+    assert last == f"For {tools}: dpok export runs/two --format {form}"
     assert dpok("export", "one", "--format", form, "--output=one.safetensors").code == 0
     assert read_adapter(tmp_path / "one.safetensors").keys() == (
         read_adapter(runs / "one/adapter").keys()

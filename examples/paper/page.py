@@ -163,8 +163,7 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         sections = [_section(path, experiment, prompts, records) for prompts in experiment.sets]
         if any(sections):
             lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
-            for text in filter(None, (experiment.text, experiment.found)):
-                lines += ["", text]
+            lines += ["", experiment.text]
         lines += [line for section in sections for line in section]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     numbers = [

@@ -96,9 +96,8 @@ class Experiment:
     sets: tuple[PromptSet, ...]
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
-    #: What the page says of it, and, once it has run, of what came out and why.
-    text: str = ""
-    found: str = ""
+    #: What the page says of it.
+    text: str
 
     @property
     def rows(self) -> "list[Row]":

@@ -128,7 +128,7 @@ class Training(Action):
         run = world.path(self.where)
         length = self.length if self.alone and not may_have_ended(run) else 0
         yield from complete(run, self.command, length)
-        settings = config_of(world.path(self.where)) or {}
+        settings = config_of(run) or {}
         if settings.get("prompts") != self.prompts:
             yield f"config.toml has other prompts: {settings.get('prompts')!r}"
         yield from results(done, "Adapter: ")

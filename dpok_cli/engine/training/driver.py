@@ -71,7 +71,7 @@ def drive(loop: Loop, session: Session, reward: WeightedReward) -> Iterator[Metr
             f"The run ended after {loop.unit} {number}, since {config.patience} sample grids in a"
             " row brought no better reward: give a larger --patience, or 0, to train on."
         )
-        # Without more to do it is like one with all its rounds: what comes after them may be left.
+        # Without more rounds it ends as a complete run does, whose comparison may be missing.
         if session.run and session.run.read_config()[f"{loop.unit}s"] < loop.last:
             raise InputError(said)
         session.warn(said)

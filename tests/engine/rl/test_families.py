@@ -99,7 +99,6 @@ def test_the_reward_rises_by_more_than_five_times_its_spread_over_seeds(learner,
     assert (after - before).min() > 5 * before.std()
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd35"])  # the steps of DDIM, and of flow matching
 def test_a_hundred_times_the_beta_keeps_the_kl_five_times_lower(learner, config):
     def divergence(beta):
         return list(train_rl(config(rounds=4, beta=beta), learner(), GREEN))[-1]["kl"]
