@@ -12,28 +12,35 @@ SHOWN, SIZE = 8, 64
 
 
 def draw(records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw every run's reward against its aesthetic score and diversity, on seen prompts.
+    """Draw every run: its reward in training, and at its end against aesthetic and diversity.
 
-    ``records`` are those of the page's rows, by arm; the base is that of the first.
+    ``records`` are those of the page's rows, by arm; the base is that of the first. What is drawn
+    of the end is on seen prompts. SFT is not in the first: it draws no images on the way.
     """
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, measure in zip(panels, ("aesthetic", "diversity"), strict=True):
-        for number, (arm, record) in enumerate(records.items()):
-            scores = record["scores"]["seen"][""]
-            seeds = list(record["runs"])
-            if number == 0:
-                base = (scores["image-reward"]["base"], scores[measure]["base"])
-                panel.scatter(*base, color="black", marker="*", s=90, label="base")
+    figure = Figure(figsize=(12, 3.5), layout="constrained")
+    training, *ends = figure.subplots(1, 3)
+    training.set(xlabel="denoiser evaluations, thousands", ylabel="reward/mean")
+    for panel, measure in zip(ends, ("aesthetic", "diversity"), strict=True):
+        panel.set(xlabel="image-reward", ylabel=measure)
+        scores = next(iter(records.values()))["scores"]["seen"][""]
+        base = (scores["image-reward"]["base"], scores[measure]["base"])
+        panel.scatter(*base, color="black", marker="*", s=90, label="base")
+    for number, (arm, record) in enumerate(records.items()):
+        color = f"C{number % 10}"
+        for run in record["runs"].values():
+            if "grid/reward" in run:
+                done = [evaluations / 1000 for evaluations in run["denoiser_evaluations"]]
+                training.plot(done, run["reward/mean"], color=color, linewidth=1)
+        for panel, measure in zip(ends, ("aesthetic", "diversity"), strict=True):
+            scores, seeds = record["scores"]["seen"][""], list(record["runs"])
             panel.scatter(
                 [scores["image-reward"][seed] for seed in seeds],
                 [scores[measure][seed] for seed in seeds],
-                color=f"C{number % 10}",
+                color=color,
                 marker="os^"[number // 10],
                 label=arm,
             )
-        panel.set(xlabel="image-reward", ylabel=measure)
-    panels[1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    ends[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80, metadata={"Software": None})
 

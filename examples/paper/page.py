@@ -159,8 +159,12 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
     ]
     if missing := sum(spread is None for *_, spread in found):
         lines += ["", f"Not run yet, and run by `make paper`: {missing} more claims."]
+    #: Where the pictures and commands of a row are.
+    first = {row.name: each.name for each in reversed(experiments) for row in each.rows}
     for experiment in experiments:
-        sections = [_section(path, experiment, prompts, records) for prompts in experiment.sets]
+        sections = [
+            _section(path, experiment, prompts, records, first) for prompts in experiment.sets
+        ]
         if any(sections):
             lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
             lines += ["", experiment.text]
@@ -175,10 +179,19 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
     path.with_suffix(".json").write_text(dumps(numbers, indent=1), encoding="utf-8")
 
 
-def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Records) -> list[str]:
-    """Return a table of all arms on one prompt set with its pictures and commands."""
-    found = {arm.name: records[Row(arm, prompts).name] for arm in experiment.arms}
-    done = {arm: record for arm, record in found.items() if record}
+def _section(
+    path: Path,
+    experiment: Experiment,
+    prompts: PromptSet,
+    records: Records,
+    first: Mapping[str, str],
+) -> list[str]:
+    """Return a table of all arms on one prompt set, with the pictures and commands of new rows.
+
+    ``first`` says for each row which experiment is the first to have it.
+    """
+    rows = {arm.name: Row(arm, prompts).name for arm in experiment.arms}
+    done = {arm: record for arm, row in rows.items() if (record := records[row])}
     if not done:
         return []
     scores = [record["scores"] for record in done.values()]
@@ -186,34 +199,39 @@ def _section(path: Path, experiment: Experiment, prompts: PromptSet, records: Re
     heads = [f"{measure}, {group}" for group in groups for measure in MEASURES]
     place = f"{path.stem}/{experiment.name}-{prompts.name}.png"
     draw(done, path.parent / place)
-    pictures = {
-        arm.name: f"{path.stem}/{Row(arm, prompts).name}.png"
-        for arm in experiment.arms
-        if arm.name in done
-    }
+    new = [arm for arm in done if first[rows[arm]] == experiment.name]
+    known = [f"{arm} [above](#{first[rows[arm]]})" for arm in done if arm not in new]
     return [
         "",
         f"### {prompts.title}",
         "",
-        f"![Reward against aesthetic score and diversity]({place})",
+        f"![Reward in training, and at the end against aesthetic and diversity]({place})",
         "",
         f"| arm | denoiser evaluations | {' | '.join(heads)} |",
         "|---" * (len(heads) + 2) + "|",
         _table_row(BASE, next(iter(done.values())), [BASE], groups),
         *(_table_row(arm, record, list(record["runs"]), groups) for arm, record in done.items()),
         *(_by_category(prompts, done) if prompts.size > 1 else []),
-        "",
+        *([""] if any(record["warnings"] for record in done.values()) else []),
         *(f"- {arm}: {text}" for arm, record in done.items() for text in record["warnings"]),
+        *(["", f"Images and commands: {', '.join(known)}."] if known else []),
+        *(_details(path, {arm: rows[arm] for arm in new}, done) if new else []),
+    ]
+
+
+def _details(path: Path, rows: Mapping[str, str], done: Mapping[str, Record]) -> list[str]:
+    """Return the pictures and the commands of some rows, folded."""
+    return [
         "",
         "<details><summary>Images of the same seeds, the base's above</summary>",
         "",
-        *(f"{arm}:<br>![{arm}]({picture})<br>" for arm, picture in pictures.items()),
+        *(f"{arm}:<br>![{arm}]({path.stem}/{row}.png)<br>" for arm, row in rows.items()),
         "",
         "</details>",
         "<details><summary>Commands</summary>",
         "",
         "```console",
-        *(f"$ {command}" for record in done.values() for command in record["commands"]),
+        *(f"$ {command}" for arm in rows for command in done[arm]["commands"]),
         "```",
         "",
         "</details>",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import set_adapter_layers
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from dpok_cli.engine.lora.layers import (
     check_fit,
     detach,
     lora_layers,
+    switch,
     use_fast_layers,
     weights_of,
 )
@@ -45,6 +45,7 @@ class Adapter:
         self.encoders = tuple(encoders)
         #: Whether the adapter is switched on.
         self.enabled = True
+        self._layers = lora_layers(network)
         #: The parts of text encoders, which are never trained; put there while they encode.
         self.text: Lora = {}
         #: The file or folder that they are from, for messages.
@@ -52,7 +53,7 @@ class Adapter:
 
     def __bool__(self) -> bool:
         """Whether the model has an adapter."""
-        return bool(lora_layers(self.network) or self.text)
+        return bool(self._layers or self.text)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Return the weights that are trained, by their names in the denoiser."""
@@ -101,12 +102,14 @@ class Adapter:
             torch.manual_seed(seed)
             self.network.add_adapter(config, adapter_name=NAME)
         use_fast_layers(self.network)
+        self._layers = lora_layers(self.network)
         for parameter in self.parameters():
             parameter.data = parameter.data.float()  # optimizers need them in float32
 
     def remove(self) -> None:
         """Remove the adapter, if there is one: the model is the base again."""
         detach(self.network)
+        self._layers = {}
         self.text, self.source = {}, ""
 
     def install(self, lora: Lora, source: str, dtype: torch.dtype | None = None) -> None:
@@ -122,6 +125,7 @@ class Adapter:
         if part := lora.get(self.denoiser):
             check_fit(self.network, self.denoiser, part, source)
             attach(self.network, part, dtype)
+            self._layers = lora_layers(self.network)
         if text := {name: part for name, part in lora.items() if name != self.denoiser}:
             self.text, self.source = self.text | text, source
         for parameter in self.parameters():
@@ -167,7 +171,7 @@ class Adapter:
                 parameter.copy_(state[name])
 
     def _switch(self, on: bool) -> None:
-        set_adapter_layers(self.network, enabled=on)
+        switch(self._layers.values(), on)
         self.enabled = on
 
 

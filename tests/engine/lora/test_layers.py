@@ -37,3 +37,25 @@ def test_output_and_gradients_are_those_of_peft(model, make_config, shake, half)
     for mine, theirs in zip(ours, run(), strict=True):
         limit = (0.05 if half else 1e-5) * theirs.abs().max()
         assert (mine - theirs).abs().max() <= limit
+
+
+def test_the_reference_is_the_base_wherever_the_layers_are_from(model, make_config, shake):
+    """Also where another training put its layers in place of the first one's."""
+    latents = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    length, width, _ = model.base.text_shape
+    texts = torch.linspace(-1, 1, 2 * length * width).view(2, length, width)
+
+    @torch.no_grad()
+    def predict():
+        return model.base.network(latents, torch.tensor([3, 700]), texts).sample
+
+    base = predict()
+    for targets in (("to_q",), ("conv1", "to_k")):  # linear ones, and convolutions too
+        model.adapter.start(make_config(lora_targets=targets))
+        shake(model)
+        assert not torch.equal(predict(), base)
+        with model.reference():
+            assert torch.equal(predict(), base)
+        assert not torch.equal(predict(), base)
+    model.adapter.remove()
+    assert torch.equal(predict(), base)
