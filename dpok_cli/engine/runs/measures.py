@@ -1,7 +1,7 @@
 """What a training measures: each number's meaning, its healthy range, and what to do outside it.
 
-The view's rows and hints, the plot, and the tables of docs/metrics.md are made from these. Without
-torch.
+The view's rows and hints, the plot, and the tables of docs/algorithms.md are made from these.
+Without torch.
 """
 
 from __future__ import annotations
@@ -41,9 +41,3 @@ def advice(measures: Iterable[Measure], records: Sequence[Record], config: Any) 
         if measure.advice and (hint := measure.advice(records, config)):
             found[measure.key] = hint
     return found
-
-
-def markdown_table(measures: Iterable[Measure]) -> str:
-    """Return the measures as a Markdown table: key, meaning, healthy range."""
-    rows = [f"| `{one.key}` | {one.meaning} | {one.healthy} |" for one in measures]
-    return "\n".join(["| metric | meaning | healthy |", "|---|---|---|", *rows]) + "\n"

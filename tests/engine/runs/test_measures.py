@@ -4,7 +4,7 @@ import pytest
 
 from dpok_cli.engine.rl.measures import rl_measures
 from dpok_cli.engine.rl.objectives import OBJECTIVES
-from dpok_cli.engine.runs.measures import Measure, advice, markdown_table
+from dpok_cli.engine.runs.measures import Measure, advice
 from dpok_cli.engine.sft.measures import SFT_MEASURES
 
 HOT = Measure("heat", "How hot.", advice=lambda records, config: "Cool." if config else None)
@@ -19,12 +19,6 @@ def test_text_has_the_form_and_the_spread():
 def test_advice_is_by_key_and_only_where_something_is_unhealthy():
     assert advice([HOT, COLD], [{}], config=True) == {"heat": "Cool."}
     assert advice([HOT, COLD], [{}], config=False) == {}
-
-
-def test_the_table_of_the_docs():
-    assert markdown_table([COLD]) == (
-        "| metric | meaning | healthy |\n|---|---|---|\n| `frost` | How cold. | Below 0. |\n"
-    )
 
 
 @pytest.mark.parametrize(
