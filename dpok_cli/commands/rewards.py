@@ -218,19 +218,17 @@ def _say_json(result: Any) -> None:
 
 def _weights(reward: type[RewardModel]) -> str:
     """Report whether what a reward reads by default is on this machine; first its environment."""
+    from dpok_cli.rewards.manager import local_files
+
     if issubclass(reward, EnvironmentReward) and not reward.environment.is_here(reward.name):
         return "no environment"
     if reward.files is RewardModel.files:
         return "none needed"
     if needed := _needed(reward):
         return f"by {needed[0]}="
-    try:
-        is_here = all(file.exists() for file in reward().files(local_only=True))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # a plugin may raise anything
-        is_here = False
-    return "here" if is_here else "not here" + (" (model=tiny is)" if reward.has_tiny else "")
+    if local_files(reward) is not None:
+        return "here"
+    return "not here (model=tiny is)" if reward.has_tiny else "not here"
 
 
 def _needed(reward: type[RewardModel]) -> list[str]:

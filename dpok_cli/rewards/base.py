@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpok_cli.errors import DpokError, RewardError
+from dpok_cli.rewards.guard import plugin_code
 
 if TYPE_CHECKING:
     import torch
@@ -119,12 +120,8 @@ class RewardModel:
     def prepare(self) -> None:
         """Load now instead of before the first score; raises ``RewardError``."""
         if not self._loaded:
-            try:
+            with plugin_code(lambda error: self._error(error, "could not be loaded: ")):
                 self.load()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # a plugin may raise anything
-                raise self._error(error, "could not be loaded: ") from error
             self._loaded = True
 
     def _score_batches(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -158,12 +155,8 @@ class RewardModel:
 
         # Copies, so that nothing the plugin changes in place reaches another reward or a file.
         images = images.to(self.device, torch.float32, copy=True)
-        try:
+        with plugin_code(self._error):
             scores = score(images, what)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may raise anything
-            raise self._error(error) from error
         if not isinstance(scores, torch.Tensor):
             raise self._error(f"returned {type(scores).__name__}, not a tensor")
         if scores.shape != (len(images),) or not scores.is_floating_point():

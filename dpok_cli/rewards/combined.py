@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dpok_cli.errors import RewardError
 from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.guard import plugin_code
 from dpok_cli.rewards.offload import at_work
 from dpok_cli.rewards.unread import unread_line
 
@@ -69,15 +70,7 @@ class WeightedReward:
 
         Loads the rewards; raises ``RewardError`` with the name of the one that fails.
         """
-        lines = []
-        for key, (reward, _) in self.rewards.items():
-            reward.prepare()
-            try:
-                lines.append(unread_line(key, prompts, reward.unread))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # a plugin may raise anything
-                raise RewardError(f"{key}: unread: {type(error).__name__}: {error}") from error
+        lines = (_unread(key, reward, prompts) for key, (reward, _) in self.rewards.items())
         return [line for line in lines if line]
 
     def score(self, images: Tensor, prompts: list[str], *, grad: bool = False) -> Scores:
@@ -109,3 +102,9 @@ class WeightedReward:
         in_order = {key: raw[key] for key in self.names if key in raw}
         signed = [self.weights[key] * values for key, values in in_order.items()]
         return Scores(sum(signed[1:], signed[0]), in_order)
+
+
+def _unread(key: str, reward: RewardModel, prompts: Sequence[str]) -> str | None:
+    reward.prepare()
+    with plugin_code(lambda error: RewardError(f"{key}: unread: {type(error).__name__}: {error}")):
+        return unread_line(key, prompts, reward.unread)

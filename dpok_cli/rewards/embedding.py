@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpok_cli.config import TINY
+from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.combined import WeightedReward
-from dpok_cli.rewards.manager import build
+from dpok_cli.rewards.manager import build, local_files
 from dpok_cli.rewards.offload import at_work
 
 if TYPE_CHECKING:
@@ -37,14 +38,9 @@ def image_embedding(
     RewardError if the weights cannot be loaded.
     """
     spec = "clip:model=tiny" if model == TINY else "clip"
-    try:
-        (reward, _) = build([spec], device).rewards["clip"]
-        if not all(file.exists() for file in reward.files(local_only=True)):
-            return None
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # no such plugin, or not allowed, or no such files
+    if local_files(lambda: _clip(spec, device)) is None:
         return None
+    reward = _clip(spec, device)
     if loaded:
         for other, _ in loaded.rewards.values():
             if type(other) is type(reward) and other.options == reward.options:
@@ -52,6 +48,11 @@ def image_embedding(
     with at_work(reward, rest):
         reward.prepare()
     return ImageEmbedding(spec, _embedder(reward, rest))
+
+
+def _clip(spec: str, device: str | torch.device) -> RewardModel:
+    reward, _ = build([spec], device).rewards["clip"]
+    return reward
 
 
 def _embedder(reward: Any, rests: bool) -> Callable[[Tensor], Tensor]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from dpok_cli.config import TINY
-from dpok_cli.errors import InputError
+from dpok_cli.errors import InputError, RewardError
 from dpok_cli.rewards.base import RewardModel
 from dpok_cli.rewards.isolated import EnvironmentReward
-from dpok_cli.rewards.manager import registry
+from dpok_cli.rewards.manager import local_files, registry
 from dpok_cli.rewards.spec import RewardSpec, make_options, parse_spec
 from dpok_cli.tiny.words import parse
 
@@ -62,16 +62,15 @@ def same_reward(text: str, others: Iterable[str]) -> bool:
 def _is_available(text: str, model: str) -> bool:
     """Whether the files of a reward are on this machine; bundled ones only count for "tiny"."""
     spec = parse_spec(text)
-    try:
-        cls = registry().get(spec.name)
-        reward = cls(make_options(cls, spec.options))
-        if cls.files is RewardModel.files or issubclass(cls, EnvironmentReward):
-            return False
-        bundled = getattr(reward.options, "model", None) == TINY
-        return bundled == (model == TINY) and all(
-            file.exists() for file in reward.files(local_only=True)
-        )
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # a plugin may raise anything
+    if not (entry := registry().rewards.get(spec.name)):
         return False
+    if entry.cls.files is RewardModel.files or issubclass(entry.cls, EnvironmentReward):
+        return False
+
+    def make() -> RewardModel:
+        reward = entry.cls(make_options(entry.cls, spec.options))
+        if (getattr(reward.options, "model", None) == TINY) != (model == TINY):
+            raise RewardError("is for images of another model")
+        return reward
+
+    return local_files(make) is not None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +20,7 @@ from dpok_cli.rewards import hookspecs
 from dpok_cli.rewards.base import RewardModel, defines
 from dpok_cli.rewards.combined import WeightedReward
 from dpok_cli.rewards.environment import Environment
+from dpok_cli.rewards.guard import plugin_code
 from dpok_cli.rewards.isolated import EnvironmentReward
 from dpok_cli.rewards.spec import make_options, parse_spec
 
@@ -97,17 +99,15 @@ def registry() -> Registry:
         plugin = f"{package} ({point.value})"
         found.clear()
         try:
-            manager.register(point.load(), plugin)
-            manager.check_pending()
-            for reward in found:
-                _check(reward)
-            if not found:
-                raise RewardError("it registers no reward")
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            result.failures[plugin] = reason
+            with plugin_code(_one_line):
+                manager.register(point.load(), plugin)
+                manager.check_pending()
+                for reward in found:
+                    _check(reward)
+                if not found:
+                    raise RewardError("it registers no reward")
+        except RewardError as error:
+            result.failures[plugin] = str(error)
             if manager.has_plugin(plugin):
                 manager.unregister(name=plugin)
             continue
@@ -170,12 +170,21 @@ def _resolve(specs: Sequence[str], tiny: bool) -> list[tuple[type[RewardModel], 
 
 
 def _make(cls: type[RewardModel], options: Any, device: str | torch.device) -> RewardModel:
-    try:
+    with plugin_code(lambda error: RewardError(f"{cls.name}: {type(error).__name__}: {error}")):
         return cls(options, device)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin may raise anything
-        raise RewardError(f"{cls.name}: {type(error).__name__}: {error}") from error
+
+
+def local_files(make: Callable[[], RewardModel]) -> tuple[Path, ...] | None:
+    """Return the files that a reward reads, if it can be made and all are on this machine."""
+    with suppress(RewardError), plugin_code(_one_line):
+        files = make().files(local_only=True)
+        if all(file.exists() for file in files):
+            return files
+    return None
+
+
+def _one_line(error: BaseException) -> RewardError:
+    return RewardError(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _allowed_entry_points() -> list[EntryPoint]:

@@ -24,7 +24,8 @@ from dpok_cli.engine.bases.structure import size_of_denoiser, structure
 from dpok_cli.engine.distributed import all_gather_object
 from dpok_cli.engine.sampling.sampler import Sampler
 from dpok_cli.errors import InputError
-from dpok_cli.rewards.manager import build
+from dpok_cli.rewards.base import RewardModel
+from dpok_cli.rewards.manager import build, local_files
 
 FLOAT = 4  # bytes; latents, images, the adapter and its optimizer are in float32
 
@@ -217,15 +218,16 @@ def _less(
 
 def _rewards(config: TrainingConfig) -> tuple[int, tuple[str, ...]]:
     """Return the bytes of the rewards' files, and the rewards whose files are not here."""
-    total, unknown = 0, []
-    for name, (reward, _) in build(config.rewards, tiny=config.model == TINY).rewards.items():
-        try:
-            total += sum(file.stat().st_size for file in reward.files(local_only=True))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # a plugin may raise anything
-            unknown.append(name)
-    return total, tuple(unknown)
+    rewards = build(config.rewards, tiny=config.model == TINY).rewards
+    sizes = {name: _size_of_files(reward) for name, (reward, _) in rewards.items()}
+    unknown = tuple(name for name, size in sizes.items() if size is None)
+    return sum(size for size in sizes.values() if size is not None), unknown
+
+
+def _size_of_files(reward: RewardModel) -> int | None:
+    """Return the bytes of what a reward reads; None if it is not all on this machine."""
+    files = local_files(lambda: reward)
+    return None if files is None else sum(file.stat().st_size for file in files)
 
 
 def _samples(config: TrainingConfig, model: DiffusionModel) -> int:
