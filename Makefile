@@ -11,12 +11,13 @@ install: .venv/.installed
 	touch $@
 
 # One process per core, each with one torch thread (tests/conftest.py); `pytest -q` uses one process.
+# A file's tests are run by one of them: what they share is made once, and there is one browser.
 test: install
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile
 
 # The same without those that start many processes or a browser, kill runs, or train for long.
 test-fast: install
-	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadgroup -m 'not slow'
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile -m 'not slow'
 
 # Writes the tables of metrics in docs/ from the code.
 docs: install

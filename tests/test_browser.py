@@ -28,7 +28,6 @@ pytestmark = [
         CHROMIUM is None and "DPOK_REQUIRE_BROWSER" not in os.environ,
         reason=f"no browser: none of {', '.join(NAMES)} is here; `make browser` installs one",
     ),
-    pytest.mark.xdist_group("browser"),  # one at a time: each is many processes
 ]
 
 PROMPTS = (Prompt("a red cat", "seen", "colour"), Prompt("a red dog", "unseen", "colour"))

@@ -263,7 +263,7 @@ def quick() -> tuple[Experiment, ...]:
     """Return RL against the base on one prompt."""
     first = EXPERIMENTS[0]
     claims = tuple(each for each in first.claims if {each.above, each.below} == {RL.name, "base"})
-    return (replace(first, sets=first.sets[:1], arms=(RL,), claims=claims),)
+    return (replace(first, sets=first.sets[:1], arms=(RL,), claims=claims, found=""),)
 
 
 def has_unseen(row: Row) -> bool:

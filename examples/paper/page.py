@@ -168,6 +168,8 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         if any(sections):
             lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
             lines += ["", experiment.text]
+            if all(records[row.name] for row in experiment.rows):
+                lines += ["", experiment.found] if experiment.found else []
         lines += [line for section in sections for line in section]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     numbers = [

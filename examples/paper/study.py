@@ -96,8 +96,9 @@ class Experiment:
     sets: tuple[PromptSet, ...]
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
-    #: What the page says of it.
+    #: What the page says of it, and of what came out, once all its rows are done.
     text: str
+    found: str = ""
 
     @property
     def rows(self) -> "list[Row]":
