@@ -233,6 +233,7 @@ def _details(path: Path, rows: Mapping[str, str], done: Mapping[str, Record]) ->
         "<details><summary>Commands</summary>",
         "",
         "```console",
+        "$ export OMP_NUM_THREADS=1  # as the study does: more threads round differently",
         *(f"$ {command}" for arm in rows for command in done[arm]["commands"]),
         "```",
         "",
