@@ -115,9 +115,9 @@ EXPERIMENTS = (
         "One adapter for each prompt. Both are trained on ImageReward and see as many images, which"
         " RL draws with the policy as it is, and SFT with the base. The judge says whether an image"
         " shows what the prompt asks for, and neither is trained on it.",
-        "RL ends above SFT in ImageReward and in the judge's rate, on seen and on unseen prompts, as"
-        " in the paper. The gap is widest for the rabbit and the dog on the moon, of which the base"
-        " draws few right: those are all that SFT can learn from, while RL soon draws more of them."
+        "RL ends above SFT in ImageReward and in the judge's rate, on seen and on unseen prompts,"
+        " as in the paper. The gap is widest for the rabbit and the dog on the moon, of which the"
+        " base draws few right: those are all that SFT can learn from, while RL soon draws more."
         " Of the wolves the base draws nearly half right, and both methods end there at the same"
         " rate. The aesthetic score says little, since the tiny world has one style. Diversity,"
         " which the paper does not measure, falls more with RL: most of the base's is between right"
@@ -174,9 +174,9 @@ EXPERIMENTS = (
                 "Sec. 5.4",
             )
         ),
-        "The paper's base model draws whiskey for 'Four roses', as the web does. In the tiny model's"
-        " training set, nearly all images that are captioned as a green rabbit show one in a natural"
-        " colour, and so does most of what it draws.",
+        "The paper's base model draws whiskey for 'Four roses', as the web does. In the tiny"
+        " model's training set, nearly all images that are captioned as a green rabbit show one in"
+        " a natural colour, and so does most of what it draws.",
         "After training nearly all rabbits are green. The cat of the unseen prompt follows, though"
         " less, and no cat was drawn in training.",
     ),
