@@ -137,7 +137,6 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         for experiment in experiments
         for claim in experiment.claims
     ]
-    hours = sum(each["seconds"] for each in records.values() if each) / 3600
     lines = [
         "# The paper's study on the tiny world",
         "",
@@ -145,8 +144,7 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         " ([arXiv 2305.16381](https://arxiv.org/abs/2305.16381)) or of this project, with the"
         " difference of the two arms that it is about: the mean over three training seeds, with"
         " its interval of 95 %. A claim agrees if the interval is above 0, disagrees if it is"
-        " below, and is open otherwise. All commands together took"
-        f" {hours:.1f} hours of one thread. To repeat a row by hand, run `make paper` first, which"
+        " below, and is open otherwise. To repeat a row by hand, run `make paper` first, which"
         " writes the prompt files (it does not repeat what is here), then the row's commands.",
         "",
         "| claim | source | difference | |",

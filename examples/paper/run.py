@@ -11,7 +11,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +135,6 @@ class Study:
             dpok(self.evaluate(row), evaluation.with_suffix(".log"))
         record = {
             "commands": self.commands(row),
-            "seconds": round(sum(map(self._seconds, [*map(self._folder, trainings), evaluation]))),
             **read_evaluation(evaluation),
             "runs": {str(each.seed): read_run(self._folder(each)) for each in trainings},
         }
@@ -159,11 +157,6 @@ class Study:
 
     def _evaluation(self, row: Row) -> Path:
         return self.folder / f"evaluation-{row.name}"
-
-    def _seconds(self, made: Path) -> float:
-        """Return what the commands that made a folder took."""
-        file = made.with_suffix(".seconds")
-        return sum(map(float, file.read_text().split())) if file.exists() else 0.0
 
     def _prompt_files(self, prompts: PromptSet) -> list[Path]:
         """Return the files of a set's seen and unseen prompts, by category."""
@@ -229,12 +222,8 @@ def _flags(flags: dict[str, Any]) -> Iterator[str]:
 
 
 def dpok(call: Sequence[str], log: Path) -> None:
-    """Run `dpok` with one thread; raises SystemExit with the end of its log if it fails.
-
-    Its seconds are added to the file beside the log.
-    """
+    """Run `dpok` with one thread; raises SystemExit with the end of its log if it fails."""
     print("dpok", shlex.join(call), file=sys.stderr, flush=True)
-    started = time.monotonic()
     with log.open("w", encoding="utf-8") as lines:
         ended = subprocess.run(
             [sys.executable, "-m", "dpok_cli", *call],
@@ -242,8 +231,6 @@ def dpok(call: Sequence[str], log: Path) -> None:
             stdout=lines,
             stderr=subprocess.STDOUT,
         )
-    with log.with_suffix(".seconds").open("a", encoding="utf-8") as file:
-        file.write(f"{time.monotonic() - started:.1f}\n")
     if ended.returncode:
         last = log.read_text(encoding="utf-8").splitlines()[-5:]
         raise SystemExit("\n".join([f"{shlex.join(call)}: exit code {ended.returncode}", *last]))
