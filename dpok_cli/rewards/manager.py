@@ -177,7 +177,7 @@ def _make(cls: type[RewardModel], options: Any, device: str | torch.device) -> R
 def local_files(make: Callable[[], RewardModel]) -> tuple[Path, ...] | None:
     """Return the files that a reward reads, if it can be made and all are on this machine."""
     with suppress(RewardError), plugin_code(_one_line):
-        files = make().files(local_only=True)
+        files = tuple(make().files(local_only=True))
         if all(file.exists() for file in files):
             return files
     return None

@@ -115,13 +115,14 @@ EXPERIMENTS = (
         "One adapter for each prompt. Both are trained on ImageReward and see as many images, which"
         " RL draws with the policy as it is, and SFT with the base. The judge says whether an image"
         " shows what the prompt asks for, and neither is trained on it.",
-        "RL ends above SFT in ImageReward and in the judge's rate, on seen and on unseen prompts,"
-        " as in the paper. The gap is widest for the rabbit and the dog on the moon, of which the"
-        " base draws few right: those are all that SFT can learn from, while RL soon draws more."
-        " Of the wolves the base draws nearly half right, and both methods end there at the same"
-        " rate. The aesthetic score says little, since the tiny world has one style. Diversity,"
-        " which the paper does not measure, falls more with RL: most of the base's is between right"
-        " and wrong images ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
+        "RL ends above SFT in ImageReward, as in the paper, and in the judge's rate, on seen and on"
+        " unseen prompts. SFT learns from the base's images alone, while RL soon draws more right"
+        " ones. The gap is widest for the rabbit and the dog on the moon and narrower for the cat"
+        " and the dog. Of the wolves the base draws nearly half right, and there both methods end"
+        " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on seen prompts and open"
+        " on unseen ones: the tiny world has one style. Diversity falls more with RL, except on the"
+        " wolves: most of the base's is between right and wrong images"
+        " ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
     ),
     Experiment(
         "kl",
@@ -161,13 +162,13 @@ EXPERIMENTS = (
         " of its diversity that the sample grid keeps where its mean ImageReward is 0.",
         "With the KL the default's RL ends at a higher ImageReward; aesthetic score and diversity"
         " are open, also where they are compared at equal reward. The policy gradient alone, with"
-        " a small beta, is the fastest at first and falls back to no reward in two of three seeds,"
-        " wherever its KL is: so loss and reward cannot be told apart. In SFT more of either KL"
-        " costs reward, and a better aesthetic score, for which the paper has it, does not show:"
-        " the base's own is no higher than that of SFT without a KL, so nothing is lost that a KL"
-        " could keep. KL-O holds the model at the base from gamma 0.1 on."
-        " KL-D of 2 and more makes the weights of all images nearly equal, which trains on the"
-        " base's images as they are, and falls below the base.",
+        " a small beta, is the fastest at first and ends with hardly a right image in two of three"
+        " seeds, wherever its KL is: so loss and reward cannot be told apart. In SFT more of either KL"
+        " costs reward, and a better aesthetic score does not show: the base's own is no higher"
+        " than that of SFT without a KL, so nothing is lost that a KL could keep. KL-O holds the"
+        " model near the base from gamma 0.1 on. KL-D of 2 and more makes the weights of all images"
+        " nearly equal, which is training on the base's own images; its ImageReward is the base's,"
+        " and its aesthetic score lower.",
     ),
     Experiment(
         "bias",
@@ -185,7 +186,7 @@ EXPERIMENTS = (
         ),
         "The paper's base model draws whiskey for 'Four roses', as the web does. In the tiny"
         " model's training set, nearly all images that are captioned as a green rabbit show one in"
-        " a natural colour, and so does most of what it draws.",
+        " a natural colour, and so do most of the images that it draws.",
         "After training nearly all rabbits are green. The cat of the unseen prompt follows, though"
         " less, and no cat was drawn in training.",
     ),

@@ -14,8 +14,8 @@ SHOWN, SIZE = 8, 64
 def draw(records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Draw every run: its reward in training, and at its end against aesthetic and diversity.
 
-    ``records`` are those of the page's rows, by arm; the base is that of the first. What is drawn
-    of the end is on seen prompts. SFT is not in the first: it draws no images on the way.
+    ``records`` are those of the page's rows, by arm; the base is that of the first. The scores at
+    the end are of seen prompts. SFT, which draws no images in training, has no curve.
     """
     figure = Figure(figsize=(12, 3.5), layout="constrained")
     training, *ends = figure.subplots(1, 3)

@@ -157,7 +157,7 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
     ]
     if missing := sum(spread is None for *_, spread in found):
         lines += ["", f"Not run yet, and run by `make paper`: {missing} more claims."]
-    #: Where the pictures and commands of a row are.
+    # Where the pictures and commands of a row are.
     first = {row.name: each.name for each in reversed(experiments) for row in each.rows}
     for experiment in experiments:
         sections = [
@@ -166,8 +166,8 @@ def write_page(path: Path, experiments: Sequence[Experiment], records: Records) 
         if any(sections):
             lines += ["", f'<a id="{experiment.name}"></a>', "", f"## {experiment.title}"]
             lines += ["", experiment.text]
-            if all(records[row.name] for row in experiment.rows):
-                lines += ["", experiment.found] if experiment.found else []
+            if experiment.found and all(records[row.name] for row in experiment.rows):
+                lines += ["", experiment.found]
         lines += [line for section in sections for line in section]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     numbers = [

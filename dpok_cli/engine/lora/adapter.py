@@ -45,6 +45,7 @@ class Adapter:
         self.encoders = tuple(encoders)
         #: Whether the adapter is switched on.
         self.enabled = True
+        #: Kept, since a search through a large network takes milliseconds.
         self._layers = lora_layers(network)
         #: The parts of text encoders, which are never trained; put there while they encode.
         self.text: Lora = {}
