@@ -119,8 +119,8 @@ EXPERIMENTS = (
         " unseen prompts. SFT learns from the base's images alone, while RL soon draws more right"
         " ones. The gap is widest for the rabbit and the dog on the moon and narrower for the cat"
         " and the dog. Of the wolves the base draws nearly half right, and there both methods end"
-        " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on seen prompts and open"
-        " on unseen ones: the tiny world has one style. Diversity falls more with RL, except on the"
+        " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on"
+        " seen prompts and open on unseen ones: the tiny world has one style. Diversity falls more with RL, except on the"
         " wolves: most of the base's is between right and wrong images"
         " ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
     ),
@@ -163,8 +163,8 @@ EXPERIMENTS = (
         "With the KL the default's RL ends at a higher ImageReward; aesthetic score and diversity"
         " are open, also where they are compared at equal reward. The policy gradient alone, with"
         " a small beta, is the fastest at first and ends with hardly a right image in two of three"
-        " seeds, wherever its KL is: so loss and reward cannot be told apart. In SFT more of either KL"
-        " costs reward, and a better aesthetic score does not show: the base's own is no higher"
+        " seeds, wherever its KL is: so loss and reward cannot be told apart. In SFT more of either"
+        " KL costs reward, and a better aesthetic score does not show: the base's own is no higher"
         " than that of SFT without a KL, so nothing is lost that a KL could keep. KL-O holds the"
         " model near the base from gamma 0.1 on. KL-D of 2 and more makes the weights of all images"
         " nearly equal, which is training on the base's own images; its ImageReward is the base's,"
