@@ -120,8 +120,8 @@ EXPERIMENTS = (
         " ones. The gap is widest for the rabbit and the dog on the moon and narrower for the cat"
         " and the dog. Of the wolves the base draws nearly half right, and there both methods end"
         " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on"
-        " seen prompts and open on unseen ones: the tiny world has one style. Diversity falls more with RL, except on the"
-        " wolves: most of the base's is between right and wrong images"
+        " seen prompts and open on unseen ones: the tiny world has one style."
+        " Diversity falls more with RL, except on the wolves: most of the base's is between right and wrong images"
         " ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
     ),
     Experiment(
