@@ -121,8 +121,8 @@ EXPERIMENTS = (
         " and the dog. Of the wolves the base draws nearly half right, and there both methods end"
         " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on"
         " seen prompts and open on unseen ones: the tiny world has one style."
-        " Diversity falls more with RL, except on the wolves: most of the base's is between right and wrong images"
-        " ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
+        " Diversity falls more with RL, except on the wolves: most of the base's is between"
+        " right and wrong images ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
     ),
     Experiment(
         "kl",
