@@ -122,7 +122,8 @@ EXPERIMENTS = (
         " at the same rate on the seen prompt. The aesthetic score is a little higher with RL on"
         " seen prompts and open on unseen ones: the tiny world has one style."
         " Diversity falls more with RL, except on the wolves: most of the base's is between"
-        " right and wrong images ([performance.md](performance.md)), and RL leaves fewer wrong ones.",
+        " right and wrong images ([performance.md](performance.md)), and RL leaves fewer of the"
+        " wrong ones.",
     ),
     Experiment(
         "kl",
