@@ -19,6 +19,17 @@ class Family:
     vae: str = "AutoencoderKL"  # the class of its VAE in diffusers
     overflows: tuple[str, str] = ("", "")  # the text encoder that does in fp16: part and name
 
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        """The pipeline's tokenizers, in the order of their text encoders."""
+        return tuple(name.replace("text_encoder", "tokenizer") for name in self.encoders)
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The parts that every pipeline has."""
+        parts = (self.denoiser, "vae", "scheduler", *self.tokenizers, *self.encoders)
+        return tuple(part for part in parts if part not in self.optional)
+
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -9,7 +9,7 @@ import torch
 from dpok_cli.config import SamplingConfig, TrainingConfig
 from dpok_cli.engine.bases.base import Base
 from dpok_cli.engine.bases.encoders import TextEncoders
-from dpok_cli.engine.bases.families import FAMILIES
+from dpok_cli.engine.bases.families import FAMILIES, Family
 from dpok_cli.engine.bases.memory import check_memory
 from dpok_cli.engine.bases.model import DiffusionModel, base_of
 from dpok_cli.engine.bases.parts import PipelineFiles, silence_libraries
@@ -45,7 +45,7 @@ def load(
 
     def read_encoders() -> dict[str, Any]:
         found = files.encoders()
-        _check_tokenizers(pipeline, found, config.model)
+        _check_tokenizers(pipeline, family, found, config.model)
         return {name: encoder.to(device) for name, encoder in found.items()}
 
     encoders = TextEncoders(base, read_encoders)
@@ -71,10 +71,11 @@ def _free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _check_tokenizers(pipeline: Any, encoders: dict[str, Any], model: str) -> None:
+def _check_tokenizers(pipeline: Any, family: Family, encoders: dict[str, Any], model: str) -> None:
     """Raise InputError for a tokenizer that is not its encoder's."""
+    of = dict(zip(family.encoders, family.tokenizers, strict=True))
     for encoder, network in encoders.items():
-        name = encoder.replace("text_encoder", "tokenizer")
+        name = of[encoder]
         config = getattr(network.config, "text_config", network.config)  # of a multimodal one
         words, known = len(getattr(pipeline, name)), config.vocab_size
         if not known // 2 < words <= known:  # transformers makes one up if files are missing

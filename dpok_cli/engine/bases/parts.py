@@ -22,6 +22,7 @@ from dpok_cli.engine.bases.model import base_class
 from dpok_cli.engine.bases.source import (
     INDEX,
     cannot_load,
+    check_part,
     first_line,
     is_file,
     left_out,
@@ -49,6 +50,10 @@ class PipelineFiles:
         self.is_file = is_file(self.source)
         with self._readable():
             self.configuration = configuration_of(config)
+            if not self.is_file:
+                index = read_index(self.source)
+                for part in family.required:
+                    check_part(config.model, index, part)
 
     def pipeline(self) -> Any:
         """Return the pipeline without text encoders, whose denoiser has no weights yet."""
@@ -58,14 +63,14 @@ class PipelineFiles:
             if self.config.vae:
                 given["vae"] = _vae(self.config.vae, self.configuration, self.family)
             pipeline = self._read(**given)
-        self._check_parts(pipeline, "vae", "scheduler", *self._tokenizers)
+        self._check_parts(pipeline, "vae", "scheduler", *self.family.tokenizers)
         frozen(pipeline.vae.float())  # half precision overflows in decoders
         return pipeline
 
     def encoders(self) -> dict[str, Any]:
         """Return the text encoders, except for those that the model does without."""
         with self._readable():
-            others = (self.family.denoiser, "vae", *self._tokenizers)
+            others = (self.family.denoiser, "vae", *self.family.tokenizers)
             pipeline = self._read(**dict.fromkeys(others))
         self._check_parts(pipeline, *self.family.encoders)
         found = {name: getattr(pipeline, name) for name in self.family.encoders}
@@ -75,14 +80,10 @@ class PipelineFiles:
         """Return the denoiser."""
         with self._readable():
             pipeline = self._read(
-                **dict.fromkeys(("vae", *self._tokenizers, *self.family.encoders))
+                **dict.fromkeys(("vae", *self.family.tokenizers, *self.family.encoders))
             )
         self._check_parts(pipeline, self.family.denoiser)
         return frozen(getattr(pipeline, self.family.denoiser))
-
-    @property
-    def _tokenizers(self) -> list[str]:
-        return [name.replace("text_encoder", "tokenizer") for name in self.family.encoders]
 
     def _structure(self) -> nn.Module:
         """Return the denoiser of the configuration on the meta device."""
@@ -162,11 +163,11 @@ def read_network(configuration: str, name: str) -> nn.Module:
     """Return a part of a pipeline on the meta device, in float32.
 
     ``configuration`` is a folder or a hub id, and ``name`` the part's there. Raises OSError if it
-    is not on this machine and cannot be downloaded, KeyError if there is no such part.
+    is not on this machine and cannot be downloaded, InputError if there is no such part.
     """
-    library, kind = read_index(configuration)[name]
-    if library is None:
-        raise KeyError(name)
+    index = read_index(configuration)
+    check_part(configuration, index, name)
+    library, kind = index[name]
     cls: Any = getattr(import_module(library), kind)
     with torch.device("meta"):
         if library == "diffusers":

@@ -77,6 +77,18 @@ def read_index(model: str) -> dict[str, Any]:
     return json.loads(_index(model, "--model").read_text(encoding="utf-8"))
 
 
+def check_part(model: str, index: dict[str, Any], name: str) -> None:
+    """Raise InputError for a part that an index does not list, or its folder does not hold."""
+    if not index.get(name, [None])[0]:
+        raise InputError(
+            f"Cannot load the model {model}: its {INDEX} is of a {index['_class_name']} and lists"
+            f" no {name}."
+        )
+    folder = Path(locate(model))
+    if folder.is_dir() and not (folder / name).is_dir():
+        raise InputError(f"Cannot load the model {model}: it has no {name}.")
+
+
 def left_out(model: str) -> set[str]:
     """Return the parts that the index of a pipeline's folder or hub id says it has not."""
     index = read_index(model)

@@ -34,8 +34,7 @@ def structure(config: SamplingConfig) -> Any:
     with _readable(config):
         index = read_index(where)
         family = FAMILIES[kind_of(index, config.model)]
-        tokenizers = [name.replace("text_encoder", "tokenizer") for name in family.encoders]
-        parts: dict[str, Any] = dict.fromkeys((*family.encoders, *tokenizers))
+        parts: dict[str, Any] = dict.fromkeys((*family.encoders, *family.tokenizers))
         for name in (family.denoiser, *family.encoders):
             if name not in family.optional or index.get(name, [None])[0]:
                 parts[name] = frozen(read_network(where, name).to(dtype))
