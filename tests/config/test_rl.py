@@ -53,42 +53,85 @@ def test_the_objective_needs_noise_and_the_loop_does_not():
     assert RLConfig(eta=0.0).eta == 0.0
 
 
-@pytest.mark.parametrize("advantage", ["reward", "value"])
-def test_advantages_are_mixed_where_rewards_have_a_unit(advantage):
-    assert TrainRLConfig(mix="advantages").advantage == "prompt"
-    with pytest.raises(InputError) as caught:
-        TrainRLConfig(mix="advantages", advantage=advantage)
-    assert str(caught.value) == (
-        "--mix 'advantages': must be rewards without --advantage prompt, whose unit makes rewards"
-        " comparable."
-    )
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         (
-            dict(objective="mixed"),
+            dict(objective="mixed", kl_in="reward"),
             "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
             " log-ratio.",
         ),
         (
-            dict(objective="nft"),
+            dict(objective="nft", kl_in="reward"),
             "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
             " log-ratio.",
         ),
         (
-            dict(objective="dpok", mix="advantages"),
+            dict(objective="dpok", kl_in="reward", mix="advantages"),
             "--mix 'advantages': must be rewards with --kl-in reward, which takes the penalty off"
             " their sum.",
         ),
+        *(
+            (
+                dict(mix="advantages", advantage=advantage),
+                "--mix 'advantages': must be rewards without --advantage prompt, whose unit makes"
+                " rewards comparable.",
+            )
+            for advantage in ("reward", "value")
+        ),
+        *(
+            (
+                dict(objective=objective, advantage_clip=0.0),
+                f"--advantage-clip 0.0: must be > 0 with --objective {objective}, whose weights it"
+                " scales.",
+            )
+            for objective in ("nft", "mixed")
+        ),
+        (
+            dict(objective="nft", advantage="value"),
+            "--advantage 'value': must be prompt or reward with --objective nft: the value function"
+            " is of transitions.",
+        ),
+        (
+            dict(objective="nft", eta=0.0, group_size=2),
+            "--group-size 2: must be 1 with --objective nft and --eta 0: samples of one x_T would"
+            " be equal.",
+        ),
+        (
+            dict(objective="mixed", kl="gaussian"),
+            "--kl 'gaussian': must be epsilon with --objective mixed, whose KL is that of"
+            " DiffusionNFT.",
+        ),
+        (
+            dict(objective="dpok", timestep_choice="random"),
+            "--timestep-choice 'random': must be noisiest with --noise-window, which leaves no"
+            " noise elsewhere.",
+        ),
     ],
 )
-def test_the_kl_in_the_reward_is_that_of_the_policy_gradient(given, message):
+def test_settings_that_exclude_each_other(given, message):
     with pytest.raises(InputError) as caught:
-        TrainRLConfig(kl_in="reward", **given)
+        TrainRLConfig(**given)
     assert str(caught.value) == message
-    TrainRLConfig(kl_in="reward", objective="dpok")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(objective="dpok", kl_in="reward"),
+        dict(objective="dpok", advantage_clip=0.0),
+        dict(objective="dpok", kl="gaussian"),
+        dict(objective="dpok", timestep_choice="random", noise_window=False),
+        dict(mix="advantages"),
+        dict(advantage="value"),
+        dict(objective="nft", eta=0.0, group_size=1),
+        dict(objective="nft", eta=0.0, group_size=2, advantage="reward"),
+        dict(objective="nft", eta=0.5, group_size=2),
+    ],
+)
+def test_settings_that_go_together(given):
+    config = TrainRLConfig(**given)
+    assert {key: getattr(config, key) for key in given} == given
 
 
 def test_the_objectives_settings_are_a_mixin_that_any_loop_can_take():

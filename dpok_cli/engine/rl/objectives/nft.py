@@ -157,9 +157,9 @@ class NFT(KLObjective):
         what = "prompt or reward with --objective nft: the value function is of transitions"
         alone = config.objective == cls.name
         must(not alone or config.advantage != "value", "advantage", config.advantage, what)
-        what = "1 with --objective nft and --eta 0: samples of one x_T would be equal"
         what = "loss without --objective dpok, whose steps have the log-ratio"
         must(config.kl_in == "loss", "kl_in", config.kl_in, what)
+        what = "1 with --objective nft and --eta 0: samples of one x_T would be equal"
         alike = config.eta == 0 and config.advantage == "prompt" and config.group_size > 1
         must(not alike, "group_size", config.group_size, what)
 
