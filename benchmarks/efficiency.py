@@ -111,9 +111,16 @@ def train(
     kept = measure(model, config, reward)
     with model.reference():
         base = measure(model, config, reward)
-    found = {"arrived": arrived, "kept": kept, "base": base, "evaluations": evaluations}
-    within = [each for each in run.history() if each["denoiser_evaluations"] <= BUDGET]
-    return found | {"mean": mean(each["reward/judge"] for each in within)}
+    history = run.history()
+    within = [each for each in history if each["denoiser_evaluations"] <= BUDGET]
+    return {
+        "arrived": arrived,
+        "kept": kept,
+        "base": base,
+        # Not of the loop: a run that was interrupted after its last round has no more.
+        "evaluations": history[-1]["denoiser_evaluations"],
+        "mean": mean(each["reward/judge"] for each in within),
+    }
 
 
 def measure(model: Any, config: TrainRLConfig, reward: Any) -> dict[str, float]:
