@@ -213,7 +213,7 @@ EXPERIMENTS = (
         " animals, colours and places.",
         "One adapter for the four rises in ImageReward and in the judge's rate, on seen and on"
         " unseen prompts. It ends below four adapters with 30 rounds each (judge 0.68 against 0.95"
-        " on average), as it has a third of their images in all; the wolves come first, and the"
+        " on average), on a third of their images in all. The wolves are nearly all right, and the"
         " dog on the moon is open. The fifty have 19 images each, and gain a tenth in ImageReward."
         " Over both sets the value function makes no difference that three seeds show. On the four"
         " it is behind with two of them. On the fifty it is ahead with each: a round draws 24"
@@ -240,8 +240,8 @@ EXPERIMENTS = (
         " mean ImageReward of three rounds is 0, or to the end of a run where it never is.",
         "With the paper's settings the reward does not rise within 68 000 evaluations, where the"
         " run ends, so the difference is a lower bound; the KL is below 0.00001 until then. Their"
-        " learning rate of 1e-5 is the first of what differs: the default's is 5e-3. Nothing else"
-        " was tried to bring them to the reward here.",
+        " learning rate is 1e-5, and the default's 5e-3. Nothing was tried to bring them to the"
+        " reward here.",
     ),
     Experiment(
         "objectives",
@@ -270,7 +270,7 @@ EXPERIMENTS = (
         "All on the same budget of images. SFT then RL has SFT's images on top.",
         "The policy gradient alone, with a small beta, is as good on this prompt as both losses, in"
         " three quarters of their evaluations; on the rabbit it ends with hardly a right image in"
-        " two of three seeds ([KL regularisation](#kl)), which is why it is not the default."
+        " two of three seeds ([KL regularisation](#kl))."
         " Without a baseline one seed of three falls to no right image at all and stays there,"
         " while the others end as well as with one: hence the wide interval. Prompt's baseline and"
         " value function cannot be told apart. DiffusionNFT rises with two of three seeds, falls"

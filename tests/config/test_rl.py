@@ -56,15 +56,13 @@ def test_the_objective_needs_noise_and_the_loop_does_not():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            dict(objective="mixed", kl_in="reward"),
-            "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
-            " log-ratio.",
-        ),
-        (
-            dict(objective="nft", kl_in="reward"),
-            "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
-            " log-ratio.",
+        *(
+            (
+                dict(objective=objective, kl_in="reward"),
+                "--kl-in 'reward': must be loss without --objective dpok, whose steps have the"
+                " log-ratio.",
+            )
+            for objective in ("mixed", "nft")
         ),
         (
             dict(objective="dpok", kl_in="reward", mix="advantages"),
@@ -132,6 +130,10 @@ def test_settings_that_exclude_each_other(given, message):
 def test_settings_that_go_together(given):
     config = TrainRLConfig(**given)
     assert {key: getattr(config, key) for key in given} == given
+
+
+def test_mixed_advantages_are_of_the_prompt():
+    assert TrainRLConfig(mix="advantages").advantage == "prompt"
 
 
 def test_the_objectives_settings_are_a_mixin_that_any_loop_can_take():

@@ -50,10 +50,10 @@ class PipelineFiles:
         self.is_file = is_file(self.source)
         with self._readable():
             self.configuration = configuration_of(config)
-            if not self.is_file:
-                index = read_index(self.source)
-                for part in family.required:
-                    check_part(config.model, index, part)
+            self.index = {} if self.is_file else read_index(self.source)
+            for part in () if self.is_file else family.required:
+                if not (part == "vae" and config.vae):  # which is read in its place
+                    check_part(config.model, self.index, part)
 
     def pipeline(self) -> Any:
         """Return the pipeline without text encoders, whose denoiser has no weights yet."""
@@ -109,7 +109,7 @@ class PipelineFiles:
                 self._check_configuration(error)
                 raise
         # diffusers has to be told which parts are left out on purpose.
-        options |= dict.fromkeys(set(self.family.optional) & left_out(self.config.model))
+        options |= dict.fromkeys(set(self.family.optional) & left_out(self.index))
         if Path(source).is_dir():
             options["variant"] = variant(Path(source, self.family.denoiser))
             return kind.from_pretrained(source, **options)

@@ -57,7 +57,7 @@ def check_source(config: SamplingConfig) -> str:
         _check_id(config.vae, "--vae")
     family = FAMILIES[kind]
     part, encoder = family.overflows
-    if config.precision == "fp16" and part and part not in left_out(model):
+    if config.precision == "fp16" and part and part not in left_out(read_index(model)):
         raise InputError(
             f"--precision fp16: the text encoder {encoder} of {family.name} overflows in it. Use"
             " --precision bf16."
@@ -89,9 +89,8 @@ def check_part(model: str, index: dict[str, Any], name: str) -> None:
         raise InputError(f"Cannot load the model {model}: it has no {name}.")
 
 
-def left_out(model: str) -> set[str]:
-    """Return the parts that the index of a pipeline's folder or hub id says it has not."""
-    index = read_index(model)
+def left_out(index: dict[str, Any]) -> set[str]:
+    """Return the parts that the index of a pipeline says it has not."""
     return {name for name, kind in index.items() if isinstance(kind, list) and None in kind}
 
 

@@ -147,6 +147,15 @@ def test_another_vae(family, family_folder, tmp_path):
     assert (ours - theirs(expected)).abs().max() <= 1e-5
 
 
+def test_another_vae_is_read_in_place_of_one_that_is_lost(family_folder, tmp_path):
+    make("sd35", seed=1).vae.save_pretrained(tmp_path / "vae")
+    folder, vae = tmp_path / "copy", str(tmp_path / "vae")
+    shutil.copytree(family_folder("sd35"), folder)
+    expected = image(config(folder, vae=vae))
+    shutil.rmtree(folder / "vae")
+    assert torch.equal(image(config(folder, vae=vae)), expected)
+
+
 def test_a_vae_of_another_family_is_refused(family_folder, pipeline_folder, tmp_path):
     settings = config(family_folder("flux"), vae=str(pipeline_folder))
     assert refused(settings) == "The model's VAE has no shift_factor, so it is not one of FLUX.1."
